@@ -1,0 +1,40 @@
+# Everything a newcomer needs: `make demo` and `make test`. Both need only Python >= 3.11 and make.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+RUN := .venv/bin
+# Idle threads that sleep instead of spinning: on few cores they would take time from the others.
+export OMP_WAIT_POLICY := PASSIVE
+export TRANSFORMERS_VERBOSITY ?= error
+export HF_HUB_OFFLINE ?= 1
+
+.PHONY: demo test lint train bench figures clean
+demo: .venv/ready
+	$(RUN)/gprune demo
+
+test: .venv/ready
+	$(RUN)/python -m pytest
+
+lint: .venv/ready
+	$(RUN)/ruff check .
+	$(RUN)/ruff format --check .
+	$(RUN)/mypy
+
+# Trains the tiny VLM from scratch (hours on a CPU; a killed run resumes) into runs/tiny.
+train: .venv/ready
+	$(RUN)/python -m gprune.tinyvlm.train --out runs/tiny --seed 0
+
+bench: .venv/ready
+	$(RUN)/python benchmarks/selection.py
+	$(RUN)/python benchmarks/tiny_accuracy.py
+
+figures: .venv/ready
+	$(RUN)/python benchmarks/figures.py
+
+.venv/ready: requirements.lock pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "gprune needs Python >= 3.11; set PYTHON=/path/to/python3.11")'
+	$(PYTHON) -m venv .venv
+	$(RUN)/pip install --quiet --disable-pip-version-check -r requirements.lock
+	$(RUN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	touch $@
+
+clean:
+	rm -rf .venv out dist

@@ -1,0 +1,49 @@
+"""gprune: training-free visual token pruning for vision-language models.
+
+>>> from gprune import GPrune
+>>> with GPrune(keep=0.36)(model):  # doctest: +SKIP
+...     model.generate(**inputs)
+"""
+
+from gprune.budget import kept_count
+from gprune.errors import UnsupportedModelError, UnsupportedVersionError
+from gprune.graph import SimilarityGraph
+from gprune.pruners import (
+    GPrune,
+    L2NormPruner,
+    Pruner,
+    RandomPruner,
+    ScorePruner,
+    UniformGridPruner,
+    make,
+    methods,
+)
+from gprune.tokens import VisualTokens
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "GPrune",
+    "L2NormPruner",
+    "Pruner",
+    "RandomPruner",
+    "ScorePruner",
+    "SimilarityGraph",
+    "UniformGridPruner",
+    "UnsupportedModelError",
+    "UnsupportedVersionError",
+    "VisualTokens",
+    "__version__",
+    "families",
+    "kept_count",
+    "make",
+    "methods",
+]
+
+
+def families() -> dict[str, int]:
+    """Every supported transformers model family with its tier: 1 is proven by every check."""
+    # Imported here: choosing tokens needs torch alone, and transformers is slow to import.
+    from gprune.hf import families as registered
+
+    return registered()

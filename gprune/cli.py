@@ -1,0 +1,559 @@
+"""The commands: ``gprune demo | run | methods | flops``."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+import gprune
+from gprune import GPrune, Pruner, ScorePruner, VisualTokens
+
+# Heavy imports (transformers, matplotlib) wait until a command needs them: help stays quick.
+if TYPE_CHECKING:
+    import torch
+    from PIL import Image
+
+    from gprune.evaluation import LanguageModelShape, Saving
+
+app = typer.Typer(
+    name="gprune",
+    help="Training-free visual token pruning for vision-language models.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+out_console = Console()
+error_console = Console(stderr=True)
+
+KEEP_HELP = "Share of the visual tokens to keep, in (0, 1], or a whole number of them above 1."
+KeepOption = Annotated[str, typer.Option(help=KEEP_HELP)]
+MethodOption = Annotated[str, typer.Option(help="Pruning method; `gprune methods` lists them.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
+
+
+def fail(message: str) -> NoReturn:
+    """Says what is wrong in one line and leaves with exit code 2."""
+    error_console.print(f"error: {message}", style="red", markup=False, soft_wrap=True)
+    raise typer.Exit(2)
+
+
+@contextmanager
+def clear_errors() -> Iterator[None]:
+    """Turns what a user can cause into one sentence and exit code 2; defects keep their trace."""
+    try:
+        yield
+    except (ValueError, TypeError, OSError, ImportError, gprune.UnsupportedVersionError) as error:
+        if isinstance(error, TypeError) and not isinstance(error, gprune.UnsupportedModelError):
+            raise
+        fail(" ".join(str(error).split()))
+
+
+def parse_keep(text: str) -> float | int:
+    """``0.36`` is a share, ``64`` a count; ``1`` is everything, as a share of one is."""
+    try:
+        number = float(text)
+    except ValueError:
+        raise ValueError(
+            f"keep={text!r} is no number; write 0.36 for 36% of the tokens or 64 for 64 of them"
+        ) from None
+    return int(text) if text.strip().isdigit() and number != 1 else number
+
+
+def make_pruner(method: str, keep: str) -> Pruner:
+    return gprune.make(method, keep=parse_keep(keep))
+
+
+def print_json(values: dict[str, Any]) -> None:
+    typer.echo(json.dumps(values))
+
+
+def open_image(path: Path) -> Image.Image:
+    """Reads a picture whole, so that a truncated one is found here.
+
+    Raises:
+        ValueError: it is absent, unreadable, truncated or absurdly large.
+    """
+    from PIL import Image
+
+    try:
+        with Image.open(path) as stored:
+            return stored.convert("RGB")
+    except FileNotFoundError:
+        raise ValueError(f"image {str(path)!r} does not exist") from None
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise ValueError(f"image {str(path)!r} cannot be read: {error}") from None
+
+
+def seen_image(processor: Any, pixels: torch.Tensor) -> Image.Image:
+    """What the vision tower sees, as a picture: ``pixels`` [3, h, w] with normalisation undone."""
+    import torch
+    from PIL import Image
+
+    settings = processor.image_processor
+    mean, std = (torch.tensor(x)[:, None, None] for x in (settings.image_mean, settings.image_std))
+    array = ((pixels.float().cpu() * std + mean).clamp(0, 1) * 255).round().byte()
+    return Image.fromarray(array.permute(1, 2, 0).numpy())
+
+
+def prompt_for(processor: Any, text: str, images: int) -> str:
+    """The prompt in the model's chat format where it has one, else placeholders before the text."""
+    if getattr(processor, "chat_template", None):
+        content = [{"type": "image"}] * images + [{"type": "text", "text": text}]
+        turn = [{"role": "user", "content": content}]
+        return str(processor.apply_chat_template(turn, add_generation_prompt=True))
+    return str(processor.image_token) * images + text
+
+
+def generate(model: Any, processor: Any, inputs: Any, max_new_tokens: int | None) -> str:
+    """Greedy decoding of one prompt; the answer without the prompt."""
+    import torch
+
+    options = {} if max_new_tokens is None else {"max_new_tokens": max_new_tokens}
+    with torch.inference_mode():
+        ids = model.generate(**inputs, do_sample=False, **options)
+    new = ids[0, inputs["input_ids"].shape[1] :]
+    return str(processor.decode(new, skip_special_tokens=True)).strip()
+
+
+def quiet_transformers() -> None:
+    """Keeps loading notices off the terminal unless the user asks for them."""
+    from transformers.utils import logging
+
+    if "TRANSFORMERS_VERBOSITY" not in os.environ:
+        logging.set_verbosity_error()
+    logging.disable_progress_bar()
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """One prompt answered with pruning, and without it where that was asked for."""
+
+    inputs: Any
+    answer_full: str | None
+    answer_pruned: str
+    pruned: Any
+    saving: Saving
+
+
+def answer(
+    model: Any,
+    processor: Any,
+    pruner: Pruner,
+    images: list[Image.Image],
+    text: str,
+    max_new_tokens: int | None = None,
+    compare: bool = True,
+) -> Outcome:
+    """Asks one question with pruning and, to ``compare``, without."""
+    from gprune.evaluation import LanguageModelShape, saving
+
+    prompt = prompt_for(processor, text, len(images))
+    inputs = processor(images=images, text=[prompt], return_tensors="pt")
+    inputs = inputs.to(model.device, dtype=model.dtype)
+    full = generate(model, processor, inputs, max_new_tokens) if compare else None
+    with pruner(model) as pruned:
+        short = generate(model, processor, inputs, max_new_tokens)
+    visual = int((inputs["input_ids"] == model.config.image_token_id).sum())
+    dropped = sum(group.size - len(group.indices) for group in pruned.kept[0])
+    cost = saving(
+        LanguageModelShape.from_config(model.config),
+        visual,
+        inputs["input_ids"].shape[1] - visual,
+        pruner.keep,
+        bytes_per_value=model.dtype.itemsize,
+        kept_tokens=visual - dropped,
+    )
+    return Outcome(inputs, full, short, pruned, cost)
+
+
+def pictures_of(
+    model: Any, processor: Any, pruner: Pruner, outcome: Outcome
+) -> list[tuple[str, Image.Image]]:
+    """The first image as the model sees it, what was kept of it, and why."""
+    import torch
+
+    from gprune import viz
+
+    group = outcome.pruned.kept[0][0]
+    pixels = outcome.inputs["pixel_values"][0]
+    image = seen_image(processor, pixels if pixels.ndim == 3 else pixels[0])
+    pictures = [("what the model sees", viz.enlarged(image))]
+    if group.grid is None:
+        return pictures
+    share = f"kept {len(group.indices)} of {group.size} tokens"
+    pictures.append((share, viz.overlay(image, group.indices, group.grid)))
+    if isinstance(pruner, ScorePruner):
+        family = outcome.pruned.family
+        with torch.inference_mode():
+            features = family.features(family.encode(model, dict(outcome.inputs)))[0]
+        rows = family.groups(model, features)[0].rows
+        tokens = VisualTokens(features[rows], grid=group.grid)
+        scores = pruner.score(tokens)
+        pictures.append(("scores by rank", viz.score_map(image, scores, group.grid)))
+        if isinstance(pruner, GPrune):
+            graph = pruner.graph(tokens)
+            # The best-connected token shows the graph; the best-scored one is often isolated.
+            token = int(graph.degree.argmax())
+            drawn = viz.graph_picture(image, graph, token, group.grid)
+            pictures.append((f"strongest neighbours of token {token}", drawn))
+    return pictures
+
+
+@app.command()
+def demo(
+    keep: KeepOption = "0.36",
+    method: MethodOption = "gprune",
+    image: Annotated[Path | None, typer.Option(help="A picture of your own.")] = None,
+    question: Annotated[str | None, typer.Option(help="A question of your own.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Which held-out scene.")] = 0,
+    out: Annotated[Path, typer.Option(help="Where to write the picture.")] = Path("out/demo.png"),
+    as_json: JsonOption = False,
+) -> None:
+    """Ask the shipped tiny VLM about a held-out scene, with and without pruning.
+
+    Example: gprune demo --keep 0.25 --method gprune --seed 3
+    """
+    with clear_errors():
+        pruner = make_pruner(method, keep)
+        picture = None if image is None else open_image(image)
+        from gprune import viz
+        from gprune.evaluation import prefill_times
+        from gprune.tinyvlm import load, make_scene
+        from gprune.tinyvlm.vocabulary import unknown_words
+
+        quiet_transformers()
+        model, processor = load()
+        scene = make_scene("test", 0, seed)
+        asked: list[tuple[str, str | None]] = []
+        if picture is None:
+            picture = scene.draw()
+            asked = [(item.question, item.answer) for item in scene.ask()]
+        if question is not None:
+            expected = dict(asked).get(question)
+            asked = [(question, expected)]
+        elif not asked:
+            asked = [("how many shapes are there?", None)]
+        else:
+            first = seed % len(asked)
+            asked = asked[first:] + asked[:first]
+        unknown = unknown_words(processor.tokenizer, asked[0][0])
+        if unknown:
+            raise ValueError(
+                f"question has words that the tiny model does not know: {', '.join(unknown)}; ask "
+                "about shapes, colors, numbers or the background: what color is the circle?"
+            )
+        outcomes = []
+        # The machine-readable form is about one question; a person sees them all.
+        for text, _ in asked[:1] if as_json else asked:
+            outcomes.append(answer(model, processor, pruner, [picture], text))
+        times = prefill_times(model, outcomes[0].inputs, pruner)
+        title = (
+            f"{asked[0][0]}  full: {outcomes[0].answer_full}  pruned: {outcomes[0].answer_pruned}"
+        )
+        figure = viz.panel(pictures_of(model, processor, pruner, outcomes[0]), title)
+        out.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(out)
+    cost = outcomes[0].saving
+    if as_json:
+        print_json(
+            {
+                "model": "gprune tiny VLM",
+                "method": method,
+                "keep": pruner.keep,
+                "question": asked[0][0],
+                "expected": asked[0][1],
+                "answer_full": outcomes[0].answer_full,
+                "answer_pruned": outcomes[0].answer_pruned,
+                "visual_tokens": cost.visual_tokens,
+                "kept_tokens": cost.kept_tokens,
+                "flops_full": cost.flops_full,
+                "flops_pruned": cost.flops_pruned,
+                "flops_saved": cost.flops_saved,
+                "prefill_ms_full": times.full_ms,
+                "prefill_ms_pruned": times.pruned_ms,
+                "overlay": str(out),
+            }
+        )
+        return
+    table = Table(title=f"{method}, keep {keep}: {cost.kept_tokens} of {cost.visual_tokens} tokens")
+    for heading in ("question", "expected", "full", "pruned"):
+        table.add_column(heading)
+    for (text, expected), outcome in zip(asked, outcomes, strict=True):
+        table.add_row(text, expected or "?", outcome.answer_full, outcome.answer_pruned)
+    out_console.print(table)
+    print_costs(cost)
+    out_console.print(
+        f"prefill {times.full_ms:.1f} ms -> {times.pruned_ms:.1f} ms "
+        "(encoder, selection and language model; median of 9)"
+    )
+    out_console.print(f"picture {out}")
+
+
+def print_costs(cost: Saving) -> None:
+    """Two lines for people: multiply-adds and cache."""
+    out_console.print(
+        f"language model {cost.flops_full / 1e9:.3f} -> {cost.flops_pruned / 1e9:.3f} G "
+        f"multiply-adds at prefill ({cost.flops_saved:.1%} saved, convention {cost.convention})"
+    )
+    out_console.print(
+        f"KV cache {cost.kv_bytes_full / 2**20:.2f} -> {cost.kv_bytes_pruned / 2**20:.2f} MiB"
+    )
+
+
+def load_model(name: str, device: str, dtype: str) -> tuple[Any, Any]:
+    """A supported model with its processor, checked before its weights are read.
+
+    Raises:
+        ValueError: it cannot be loaded.
+        UnsupportedModelError: its family is not supported.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
+
+    from gprune.hf.families import family_of_architecture
+
+    kind = getattr(torch, dtype, None)
+    if not isinstance(kind, torch.dtype) or not kind.is_floating_point:
+        raise ValueError(f"dtype={dtype!r} is no floating-point type; take float32 or bfloat16")
+    try:
+        place = torch.device(device)
+        torch.empty(0, device=place)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"device={device!r} cannot be used here: {reason}") from None
+    try:
+        config = AutoConfig.from_pretrained(name)
+        family_of_architecture(*(config.architectures or [type(config).__name__]))
+        # Weights come from safetensors alone: nothing is unpickled.
+        model = AutoModelForImageTextToText.from_pretrained(name, dtype=kind, use_safetensors=True)
+        processor = AutoProcessor.from_pretrained(name)
+    except gprune.UnsupportedModelError:
+        raise
+    except Exception as error:
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise ValueError(
+            f"model {name!r} cannot be loaded: {reason} (pass a folder or a hub id of "
+            f"a supported family: {', '.join(gprune.families())})"
+        ) from error
+    return model.to(place).eval(), processor
+
+
+@app.command()
+def run(
+    model: Annotated[str, typer.Argument(help="Folder or hub id of a supported model.")],
+    image: Annotated[list[Path], typer.Option(help="A picture; repeat for several.")],
+    prompt: Annotated[str, typer.Option(help="The question.")],
+    keep: KeepOption = "0.36",
+    method: MethodOption = "gprune",
+    compare: Annotated[bool, typer.Option(help="Answer without pruning too.")] = False,
+    device: Annotated[str, typer.Option(help="Such as cpu, cuda or cuda:1.")] = "cpu",
+    dtype: Annotated[str, typer.Option(help="Such as float32 or bfloat16.")] = "float32",
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 64,
+    out: Annotated[Path | None, typer.Option(help="Write a picture of what was kept.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Ask any supported model about your pictures, with pruning.
+
+    Example: gprune run llava-hf/llava-1.5-7b-hf --image cat.jpg --prompt "What is this?" --compare
+    """
+    with clear_errors():
+        pruner = make_pruner(method, keep)
+        pictures = [open_image(path) for path in image]
+        quiet_transformers()
+        with error_console.status("loading the model"):
+            network, processor = load_model(model, device, dtype)
+        with error_console.status("answering"):
+            outcome = answer(network, processor, pruner, pictures, prompt, max_new_tokens, compare)
+        times = None
+        if compare:
+            from gprune.evaluation import prefill_times
+
+            with error_console.status("timing the prefill"):
+                times = prefill_times(network, outcome.inputs, pruner)
+        if out is not None:
+            from gprune import viz
+
+            out.parent.mkdir(parents=True, exist_ok=True)
+            viz.panel(pictures_of(network, processor, pruner, outcome), prompt).savefig(out)
+    if as_json:
+        print_json(
+            {
+                "model": model,
+                "method": method,
+                "keep": pruner.keep,
+                "prompt": prompt,
+                "images": [str(path) for path in image],
+                "answer_full": outcome.answer_full,
+                "answer_pruned": outcome.answer_pruned,
+                **{
+                    name: value
+                    for name, value in dataclasses.asdict(outcome.saving).items()
+                    if name != "keep"
+                },
+                "prefill_ms_full": times and times.full_ms,
+                "prefill_ms_pruned": times and times.pruned_ms,
+                "overlay": None if out is None else str(out),
+            }
+        )
+        return
+    if compare:
+        out_console.print("full:  ", outcome.answer_full, markup=False)
+        out_console.print("pruned:", outcome.answer_pruned, markup=False)
+    else:
+        out_console.print(outcome.answer_pruned, markup=False)
+    cost = outcome.saving
+    out_console.print(f"kept {cost.kept_tokens} of {cost.visual_tokens} visual tokens")
+    print_costs(cost)
+    if times is not None:
+        out_console.print(f"prefill {times.full_ms:.1f} ms -> {times.pruned_ms:.1f} ms")
+    if out is not None:
+        out_console.print(f"picture {out}")
+
+
+@app.command()
+def methods(as_json: JsonOption = False) -> None:
+    """List the pruning methods.
+
+    Example: gprune methods --json
+    """
+    from gprune.pruners import METHODS
+
+    listed = []
+    for name, kind in METHODS.items():
+        fields = [field for field in dataclasses.fields(kind) if field.name != "keep"]
+        summary = (inspect.getdoc(kind) or "").splitlines()[0]
+        listed.append((name, summary, {field.name: field.default for field in fields}))
+    if as_json:
+        keys = ("name", "summary", "options")
+        print_json({"methods": [dict(zip(keys, row, strict=True)) for row in listed]})
+        return
+    table = Table("method", "what it does", "options")
+    for name, summary, values in listed:
+        table.add_row(name, summary, ", ".join(f"{key}={value}" for key, value in values.items()))
+    out_console.print(table)
+
+
+@app.command()
+def flops(
+    model: Annotated[
+        str | None, typer.Argument(help="Folder or hub id of a model, for its sizes.")
+    ] = None,
+    hidden_size: Annotated[int | None, typer.Option(help="Width of the language model.")] = None,
+    intermediate_size: Annotated[int | None, typer.Option(help="Width of its MLP.")] = None,
+    layers: Annotated[int | None, typer.Option(help="Decoder layers.")] = None,
+    heads: Annotated[int | None, typer.Option(help="Attention heads.")] = None,
+    kv_heads: Annotated[
+        int | None, typer.Option(help="Key-value heads; as many by default.")
+    ] = None,
+    head_dim: Annotated[int | None, typer.Option(help="Width of a head.")] = None,
+    gated: Annotated[bool, typer.Option(help="Whether the MLP has a gate.")] = True,
+    visual_tokens: Annotated[int | None, typer.Option(help="Before pruning.")] = None,
+    text_tokens: Annotated[int, typer.Option(help="The rest of the prompt.")] = 0,
+    keep: Annotated[str | None, typer.Option(help=KEEP_HELP)] = None,
+    target_saving: Annotated[
+        float | None, typer.Option(help="Find the keep that saves this share, such as 0.64.")
+    ] = None,
+    convention: Annotated[
+        str,
+        typer.Option(help="fastv, linear or exact, see above."),
+    ] = "exact",
+    bytes_per_value: Annotated[int, typer.Option(min=1, help="Of the KV cache.")] = 2,
+    as_json: JsonOption = False,
+) -> None:
+    """Count prefill multiply-adds and KV-cache bytes with and without pruning.
+
+    Conventions: fastv = 4nd²+2n²d+2ndm a layer; linear = the linear layers alone; exact = linear
+    layers with grouped-query attention and gated MLP, plus causal attention.
+
+    Example: gprune flops --hidden-size 4096 --intermediate-size 11008 --layers 32
+    --visual-tokens 576 --keep 192 --convention fastv
+    """
+    from gprune.evaluation import LanguageModelShape, keep_for, saving
+
+    with clear_errors():
+        shape: LanguageModelShape
+        tower = None
+        if model is not None:
+            shape, tower, tokens = sizes_of(model)
+            visual_tokens = visual_tokens or tokens
+        elif hidden_size is None or intermediate_size is None or layers is None:
+            raise ValueError(
+                "sizes are missing: pass MODEL, or --hidden-size, --intermediate-size and --layers"
+            )
+        else:
+            shape = LanguageModelShape(
+                hidden_size, intermediate_size, layers, heads, kv_heads, head_dim, gated
+            )
+        if visual_tokens is None:
+            raise ValueError("visual_tokens is missing: pass --visual-tokens, such as 576")
+        if (keep is None) == (target_saving is None):
+            raise ValueError("pass either --keep or --target-saving")
+        budget: float | int
+        if target_saving is None:
+            assert keep is not None  # either one, by the check above
+            budget = parse_keep(keep)
+        else:
+            budget = keep_for(target_saving, shape, visual_tokens, text_tokens, convention)
+        cost = saving(shape, visual_tokens, text_tokens, budget, convention, bytes_per_value)
+    if as_json:
+        print_json({**dataclasses.asdict(cost), "vision_tower_flops": tower})
+        return
+    out_console.print(
+        f"keep {cost.keep}: {cost.kept_tokens} of {cost.visual_tokens} visual tokens, "
+        f"{cost.text_tokens} text tokens"
+    )
+    print_costs(cost)
+    if tower is not None:
+        out_console.print(f"vision tower {tower / 1e9:.3f} G multiply-adds an image, unchanged")
+
+
+def sizes_of(model: str) -> tuple[LanguageModelShape, int | None, int | None]:
+    """Language model's sizes, cost of the vision tower, and visual tokens an image, if fixed."""
+    from transformers import AutoConfig
+
+    from gprune.evaluation import LanguageModelShape
+    from gprune.evaluation.flops import vision_tower
+
+    quiet_transformers()
+    try:
+        config = AutoConfig.from_pretrained(model)
+    except Exception as error:
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise ValueError(f"model {model!r} has no readable config: {reason}") from error
+    vision = getattr(config, "vision_config", None)
+    if vision is None:
+        return LanguageModelShape.from_config(config), None, None
+    # LLaVA-NeXT's number of tokens depends on the picture.
+    fixed = (
+        None if config.model_type == "llava_next" else (vision.image_size // vision.patch_size) ** 2
+    )
+    return LanguageModelShape.from_config(config), vision_tower(config), fixed
+
+
+def version(show: bool) -> None:
+    if show:
+        typer.echo(f"gprune {gprune.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    show_version: Annotated[
+        bool, typer.Option("--version", callback=version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Training-free visual token pruning for vision-language models."""
+
+
+def main() -> None:
+    """The entry point of the ``gprune`` command."""
+    app()

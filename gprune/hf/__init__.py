@@ -1,0 +1,15 @@
+"""Pruning inside Hugging Face transformers."""
+
+from gprune.hf.families import FAMILIES, Family, Group, families, family_of
+from gprune.hf.hook import KeptGroup, PrunedModel, prune
+
+__all__ = [
+    "FAMILIES",
+    "Family",
+    "Group",
+    "KeptGroup",
+    "PrunedModel",
+    "families",
+    "family_of",
+    "prune",
+]

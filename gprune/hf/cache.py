@@ -1,0 +1,116 @@
+"""A key-value cache that remembers which positions were pruned.
+
+After a pruned prefill the cache has two lengths. The physical one is how many keys it holds: the
+attention mask and the query offset go by it. The logical one adds what was dropped: `generate`
+slices full-history ids, masks and position ids by it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import Cache
+
+
+class PrunedCache:
+    """Mixed into a cache's own class by `mark_pruned`; never instantiated by itself.
+
+    Attributes:
+        origin: logical position of each physical slot of the prefilled part, -1 for padding that
+            pruning put there, int64 [b, p].
+        used: mask of the prefilled part as it was used, bool [b, p], for calls without a mask.
+        logical: logical length of the prefilled part.
+        translated: true while a hook that knows of the two lengths runs the model.
+    """
+
+    origin: Tensor
+    used: Tensor
+    logical: int
+    translated: bool
+
+    @property
+    def dropped(self) -> int:
+        """How many slots fewer the cache holds than positions were seen."""
+        return self.logical - self.origin.shape[1]
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """The logical length."""
+        length: int = super().get_seq_length(layer_idx)  # type: ignore[misc]
+        return length + self.dropped
+
+    def get_query_offset(self, layer_idx: int = 0) -> int:
+        """The physical length: where the next query stands among the keys."""
+        offset: int = super().get_query_offset(layer_idx)  # type: ignore[misc]
+        return offset - self.dropped
+
+    def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
+        """Physical sizes; refuses a model that would read them as logical ones."""
+        if not self.translated:
+            raise RuntimeError(
+                "past_key_values was pruned by gprune and cannot be continued without it: call the "
+                "model inside `with pruner(model):`, or start from an empty cache"
+            )
+        sizes: tuple[int, int] = super().get_mask_sizes(query_length, layer_idx)  # type: ignore[misc]
+        return sizes
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        super().reorder_cache(beam_idx)  # type: ignore[misc]
+        self._take_rows(beam_idx)
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        super().batch_select_indices(indices)  # type: ignore[misc]
+        self._take_rows(indices)
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        super().batch_repeat_interleave(repeats)  # type: ignore[misc]
+        rows = torch.arange(len(self.origin), device=self.origin.device)
+        self._take_rows(rows.repeat_interleave(repeats))
+
+    def _take_rows(self, rows: Tensor) -> None:
+        rows = rows.to(self.origin.device)
+        self.origin, self.used = self.origin[rows], self.used[rows]
+
+    def physical_mask(self, mask: Tensor | None, query_length: int) -> Tensor:
+        """The mask over physical slots and new tokens, [b, physical length + query_length].
+
+        Args:
+            mask: 2-D mask over all logical positions, old and new, or None.
+            query_length: number of new tokens.
+
+        Raises:
+            ValueError: the mask has another length.
+        """
+        total = self.get_seq_length() + query_length
+        if mask is None:
+            new = self.used.new_ones(len(self.used), total - self.logical)
+            return torch.cat([self.used, new], 1).long()
+        if mask.shape[1] == total - self.dropped != total:
+            return mask  # someone who reads the cache's true length
+        if mask.shape[1] != total:
+            raise ValueError(
+                f"attention_mask has {mask.shape[1]} columns, expected {total}: one for every "
+                f"position so far, the {self.dropped} pruned ones included"
+            )
+        origin = self.origin.to(mask.device)
+        old = mask.gather(1, origin.clamp(min=0)).masked_fill(origin < 0, 0)
+        return torch.cat([old, mask[:, self.logical :]], 1)
+
+
+_pruned_classes: dict[Any, Any] = {}
+
+
+def mark_pruned(cache: Cache, origin: Tensor, used: Tensor, logical: int) -> None:
+    """Makes ``cache``, which has just been filled, know what was dropped (see `PrunedCache`).
+
+    The object stays the same, because its owner holds it: it changes its class.
+    """
+    if not isinstance(cache, PrunedCache):
+        kind = type(cache)
+        if kind not in _pruned_classes:
+            _pruned_classes[kind] = type(f"Pruned{kind.__name__}", (PrunedCache, kind), {})
+        cache.__class__ = _pruned_classes[kind]
+    state: Any = cache
+    state.origin, state.used, state.logical = origin, used, logical
+    state.translated = False

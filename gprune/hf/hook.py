@@ -1,0 +1,386 @@
+"""Prunes a model's visual tokens by rewriting its outermost call, once, at prefill.
+
+A pre-hook on the model with its language-modelling head encodes the images, lets the pruner choose,
+and shortens ids, mask, position ids and features together. The model then builds its masks and
+scatters its features from the shortened call as from any other, so nothing inside it changes. The
+text after an image keeps its original position ids: it is numbered as if nothing had been removed.
+"""
+
+from __future__ import annotations
+
+import inspect
+import weakref
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from transformers import Cache, PreTrainedModel
+
+from gprune import checks
+from gprune.errors import UnsupportedModelError
+from gprune.hf.cache import PrunedCache, mark_pruned
+from gprune.hf.families import Family, family_of
+from gprune.hf.versions import require_tested_transformers
+from gprune.tokens import VisualTokens
+
+if TYPE_CHECKING:
+    from gprune.pruners import Pruner
+
+# Attention kernels whose masks were compared with a masked full-length model. FlashAttention reads
+# gaps in position ids as the seams of packed sequences, which would be wrong in silence.
+ATTENTION = ("eager", "sdpa")
+
+# Arguments with one value a position, and what stands in the padding.
+ROW_FIELDS = {"token_type_ids": 0, "mm_token_type_ids": 0, "labels": -100}
+
+_active: weakref.WeakSet[PreTrainedModel] = weakref.WeakSet()
+
+
+@dataclass(frozen=True, eq=False)
+class KeptGroup:
+    """What was kept of one group of visual tokens.
+
+    Attributes:
+        indices: kept tokens of the group, int64 [k], ascending.
+        size: how many tokens the group had.
+        grid: (rows, columns) of its raster, or None.
+        image: which image of its prompt it belongs to, from 0.
+    """
+
+    indices: Tensor
+    size: int
+    grid: tuple[int, int] | None
+    image: int
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """How one prefill is shortened.
+
+    Attributes:
+        order: original column of each remaining one, int64 [b, p].
+        real: false where a remaining column is padding that pruning put there, bool [b, p].
+        past: logical length of the cache before the call.
+        length: columns of the call before shortening.
+    """
+
+    order: Tensor
+    real: Tensor
+    past: int
+    length: int
+
+
+class PlannedOutputs(dict[str, Any]):
+    """Encoder outputs of a shortened call that carry its plan from the pre-hook to the post-hook.
+
+    The call itself is the only place that two threads using one model do not share.
+    """
+
+    plan: Plan
+
+
+class PrunedModel:
+    """A model under pruning; what ``with pruner(model) as pruned`` gives.
+
+    Attributes:
+        model: the model, unchanged but for two hooks.
+        pruner: the method.
+        family: the adapter of the model's family.
+        kept_mask: bool [batch, original sequence length] of the latest prefill, true where the
+            position reached the language model; None before the first. Padding counts as not
+            reaching it where rows of a batch were shortened together.
+        kept: for each row of that batch its groups, in the order of the prompt.
+    """
+
+    def __init__(self, model: PreTrainedModel, pruner: Pruner) -> None:
+        self.model = model
+        self.pruner = pruner
+        self.family: Family = family_of(model)
+        self.kept_mask: Tensor | None = None
+        self.kept: list[list[KeptGroup]] = []
+        self._parameters = list(inspect.signature(model.forward).parameters)
+
+    def before(
+        self, model: PreTrainedModel, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The forward pre-hook: returns the call to make instead."""
+        call = {**dict(zip(self._parameters, args, strict=False)), **kwargs}
+        if call.get("input_ids") is None:
+            raise ValueError(
+                "input_ids is missing: inputs_embeds alone do not tell which positions are visual "
+                "tokens; pass input_ids with pixel_values instead"
+            )
+        visual = self._encoded(call)
+        cache = call.get("past_key_values")
+        if isinstance(cache, PrunedCache):
+            cache.translated = True
+        if visual is None:
+            self._continue_text(call, cache)
+        else:
+            self._prefill(call, cache, visual)
+        return (), call
+
+    def after(
+        self, model: PreTrainedModel, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
+    ) -> None:
+        """The forward hook: tells the cache what the prefill dropped."""
+        outputs = kwargs.get("mm_encoder_outputs")
+        cache = kwargs.get("past_key_values")
+        if cache is None:
+            cache = find_cache(output)
+        if isinstance(cache, PrunedCache):
+            cache.translated = False
+        if output is None or cache is None or not isinstance(outputs, PlannedOutputs):
+            return  # the call failed, keeps no cache, or was not shortened
+        plan = outputs.plan
+        origin = torch.where(plan.real, plan.order + plan.past, -1)
+        used = kwargs["attention_mask"][:, -plan.order.shape[1] :].bool()
+        if plan.past:
+            before = kwargs["attention_mask"][:, : -plan.order.shape[1]].bool()
+            origin = torch.cat([past_origin(cache, before, plan.past), origin], 1)
+            used = torch.cat([before, used], 1)
+        mark_pruned(cache, origin, used, plan.past + plan.length)
+
+    def _encoded(self, call: dict[str, Any]) -> Any:
+        """The encoder output of the call's images; encodes pixels; None without images."""
+        given = (call.get("mm_encoder_outputs") or {}).get("image")
+        pixels = call.get("pixel_values")
+        if pixels is None or given is not None or len(pixels) == 0:
+            return given
+        return self.family.encode(self.model, call)
+
+    def _continue_text(self, call: dict[str, Any], cache: Cache | None) -> None:
+        """A decoding step or a turn without images."""
+        ids = call["input_ids"]
+        if isinstance(cache, PrunedCache):
+            mask = call.get("attention_mask")
+            if mask is None or (isinstance(mask, Tensor) and mask.ndim == 2):
+                call["attention_mask"] = cache.physical_mask(mask, ids.shape[1])
+        elif cache is None or cache.get_seq_length() == 0:
+            checks.require(
+                (ids != self.model.config.image_token_id).all(),
+                "input_ids hold image placeholders but no image came with the call; pass the "
+                "images, and leave prefill_chunk_size unset, which parts them from their prompt",
+            )
+            self.kept_mask = torch.ones_like(ids, dtype=torch.bool)
+            self.kept = [[] for _ in ids]
+
+    def _prefill(self, call: dict[str, Any], cache: Cache | None, visual: Any) -> None:
+        """Chooses what to keep and shortens ``call`` in place."""
+        ids = call["input_ids"]
+        dropped, kept_rows = self._choose(ids, visual)
+        outputs = {**(call.get("mm_encoder_outputs") or {}), "image": visual}
+        call["mm_encoder_outputs"] = outputs
+        if not any(group.size - len(group.indices) for row in self.kept for group in row):
+            # Nothing goes: the model sees its own call, so what it computes is bit-identical.
+            self.kept_mask = torch.ones_like(ids, dtype=torch.bool)
+            if isinstance(cache, PrunedCache):
+                mask = call.get("attention_mask")
+                call["attention_mask"] = cache.physical_mask(mask, ids.shape[1])
+            return
+        if getattr(cache, "is_compileable", False):
+            raise ValueError(
+                f"past_key_values is a {type(cache).__name__}, whose size is fixed before pruning; "
+                "use the default dynamic cache (cache_implementation=None)"
+            )
+        past = 0 if cache is None else int(cache.get_seq_length())
+        mask = self._mask(call, past)
+        if call.get("position_ids") is None:
+            call["position_ids"] = self.family.default_positions(self.model, call, past)
+        outputs = PlannedOutputs(outputs)
+        outputs["image"] = self.family.shorten(visual, kept_rows)
+        outputs.plan = self._plan(~dropped, mask, past)
+        call["mm_encoder_outputs"] = outputs
+        self._shorten(call, outputs.plan, mask, cache)
+
+    def _choose(self, ids: Tensor, visual: Any) -> tuple[Tensor, list[Tensor]]:
+        """Runs the pruner on every group of every image.
+
+        Returns:
+            dropped: bool [b, L], true at placeholders that go.
+            kept_rows: for each image the rows that stay, int64 [k], ascending.
+        """
+        images = self.family.features(visual)
+        kept_rows, groups = [], []
+        for features in images:
+            flags = torch.ones(len(features), dtype=torch.bool, device=features.device)
+            chosen = []
+            for group in self.family.groups(self.model, features):
+                tokens = VisualTokens(features[group.rows].detach(), grid=group.grid)
+                with torch.no_grad():
+                    indices = self.pruner.select(tokens)
+                flags[group.rows] = False
+                flags[group.rows[indices]] = True
+                chosen.append((indices, len(tokens), group.grid))
+            # The number kept is known from the groups: reading it off the flags would stall a GPU.
+            k = len(features) - sum(size - len(indices) for indices, size, _ in chosen)
+            order = torch.sort(flags.to(torch.uint8), descending=True, stable=True).indices
+            kept_rows.append(order[:k])
+            groups.append(chosen)
+        placeholder = ids == self.model.config.image_token_id
+        total = sum(len(features) for features in images)
+        checks.require(
+            placeholder.sum() == total,
+            f"input_ids have another number of image placeholders than the {len(images)} images "
+            f"have features ({total}); pass the images that the prompt names, in its order",
+        )
+        stays = torch.zeros(total, dtype=torch.bool, device=ids.device)
+        start = 0
+        for features, rows in zip(images, kept_rows, strict=True):
+            stays[rows.to(ids.device) + start] = True
+            start += len(features)
+        rank = placeholder.flatten().cumsum(0).view_as(placeholder) - 1
+        dropped = placeholder & ~stays[rank.clamp(0, total - 1)]
+        self.kept_mask = ~dropped
+        self.kept = self._by_row(placeholder, [len(features) for features in images], groups)
+        return dropped, kept_rows
+
+    @staticmethod
+    def _by_row(
+        placeholder: Tensor,
+        lengths: list[int],
+        groups: Sequence[Sequence[tuple[Tensor, int, tuple[int, int] | None]]],
+    ) -> list[list[KeptGroup]]:
+        """Deals the images' groups out to the rows of the batch whose placeholders they fill."""
+        if len(placeholder) == 1:
+            room = [sum(lengths)]
+        else:
+            room = placeholder.sum(1).tolist()
+            checks.raise_pending()  # the read has waited for the verdicts too
+        rows: list[list[KeptGroup]] = [[] for _ in room]
+        image = iter(zip(lengths, groups, strict=True))
+        for row, places in zip(rows, room, strict=True):
+            number = 0
+            while places > 0:
+                length, chosen = next(image)
+                row.extend(KeptGroup(*group, image=number) for group in chosen)
+                places -= length
+                number += 1
+        return rows
+
+    @staticmethod
+    def _mask(call: dict[str, Any], past: int) -> Tensor:
+        """The call's 2-D mask over past and new positions; ones where there is none."""
+        ids, mask = call["input_ids"], call.get("attention_mask")
+        if mask is None:
+            return ids.new_ones(len(ids), past + ids.shape[1])
+        if not isinstance(mask, Tensor) or mask.ndim != 2:
+            raise ValueError(
+                "attention_mask must be a 2-D tensor to be shortened; pass the tokenizer's, one "
+                "column a position"
+            )
+        if mask.shape[1] != past + ids.shape[1]:
+            raise ValueError(
+                f"attention_mask has {mask.shape[1]} columns, expected {past + ids.shape[1]}: one "
+                f"for each of the {past} positions in the cache and of the {ids.shape[1]} new ones"
+            )
+        return mask
+
+    def _plan(self, keep: Tensor, mask: Tensor, past: int) -> Plan:
+        """Which columns remain, rows aligned to the right so that each ends with its last token."""
+        b, length = keep.shape
+        if b > 1:
+            # Padding goes too, or the row with the most of it would set the length for all. The
+            # new length is a shape, which the host has to know: the one read of a batched prefill.
+            keep = keep & mask[:, past:].bool()
+            remaining = int(keep.sum(1).max())
+        else:
+            assert self.kept_mask is not None
+            remaining = length - sum(
+                group.size - len(group.indices) for row in self.kept for group in row
+            )
+        self.kept_mask = keep
+        order = torch.sort(keep.to(torch.uint8), dim=1, stable=True).indices[:, -remaining:]
+        return Plan(order, keep.gather(1, order), past, length)
+
+    def _shorten(self, call: dict[str, Any], plan: Plan, mask: Tensor, cache: Cache | None) -> None:
+        """Gathers every per-position argument; always leaves an explicit 2-D mask."""
+        if isinstance(call.get("logits_to_keep"), Tensor):
+            raise ValueError(
+                "logits_to_keep as a tensor names positions that pruning moves; pass an int, or "
+                "read pruned.kept_mask and index the logits afterwards"
+            )
+        b = len(mask)
+
+        def gather(values: Tensor, fill: int) -> Tensor:
+            # [..., b, L] with leading dimensions (M-RoPE has three rows a token)
+            shape = (*values.shape[:-2], b)
+            values = values.expand(*shape, values.shape[-1])
+            index = plan.order.expand(*shape, plan.order.shape[1])
+            return values.gather(-1, index).masked_fill(~plan.real, fill)
+
+        call["input_ids"] = gather(call["input_ids"], padding_id(self.model.config))
+        call["position_ids"] = gather(call["position_ids"], 0)
+        new = gather(mask[:, plan.past :], 0)
+        if isinstance(cache, PrunedCache):
+            old = cache.physical_mask(mask, plan.length)[:, : -plan.length]
+        else:
+            old = mask[:, : plan.past]
+        # Without a mask, gaps in position ids read as several sequences packed in one row.
+        call["attention_mask"] = torch.cat([old, new], 1)
+        for name, fill in ROW_FIELDS.items():
+            if call.get(name) is not None:
+                call[name] = gather(call[name], fill)
+
+
+def find_cache(output: Any) -> Cache | None:
+    """The cache in a model's output, which is a ModelOutput or a tuple."""
+    if output is None:
+        return None
+    values = output if isinstance(output, tuple) else output.values()
+    return next((value for value in values if isinstance(value, Cache)), None)
+
+
+def past_origin(cache: Cache, before: Tensor, past: int) -> Tensor:
+    """Logical position of every slot that a cache held before this call, [b, physical past]."""
+    if not isinstance(cache, PrunedCache):
+        return torch.arange(past, device=before.device).expand(len(before), -1)
+    decoded = torch.arange(cache.logical, past, device=before.device)
+    return torch.cat([cache.origin, decoded.expand(len(before), -1)], 1)
+
+
+def padding_id(config: Any) -> int:
+    """A token id for padding that is no image placeholder; the mask hides it."""
+    for source in (config, config.get_text_config()):
+        pad = getattr(source, "pad_token_id", None)
+        if isinstance(pad, int) and 0 <= pad != config.image_token_id:
+            return pad
+    return 0 if config.image_token_id != 0 else 1
+
+
+@contextmanager
+def prune(model: PreTrainedModel, pruner: Pruner) -> Iterator[PrunedModel]:
+    """Prunes ``model`` inside a ``with`` block; ``pruner(model)`` is the short form.
+
+    Raises:
+        UnsupportedVersionError: the installed transformers has not been tested.
+        UnsupportedModelError: the family, or the attention implementation, is not supported.
+        RuntimeError: the model is being pruned already.
+    """
+    require_tested_transformers()
+    pruned = PrunedModel(model, pruner)
+    for name, config in (("model", model.config), ("text", model.config.get_text_config())):
+        if config._attn_implementation not in ATTENTION:
+            raise UnsupportedModelError(
+                f"attn_implementation={config._attn_implementation!r} of the {name} config has not "
+                "been proven with pruned positions yet; load the model with "
+                "attn_implementation='sdpa'"
+            )
+    if model in _active:
+        raise RuntimeError(
+            "model is being pruned already: pruning cannot be nested; leave the outer `with` first"
+        )
+    before = model.register_forward_pre_hook(pruned.before, with_kwargs=True)
+    # Called after a failure too, so that the cache is left as a model without hooks must see it.
+    after = model.register_forward_hook(pruned.after, with_kwargs=True, always_call=True)
+    _active.add(model)
+    try:
+        yield pruned
+        checks.raise_pending()
+    finally:
+        before.remove()
+        after.remove()
+        _active.discard(model)

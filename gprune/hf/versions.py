@@ -1,0 +1,30 @@
+"""Which transformers the hook has been tested with."""
+
+from __future__ import annotations
+
+import os
+from importlib import metadata
+
+from packaging.version import Version
+
+from gprune.errors import UnsupportedVersionError
+
+FIRST, BEYOND = "5.19.0", "5.24.0"
+# The way out for who knows what they do: the test-suite is the judge of another version.
+OVERRIDE = "GPRUNE_UNTESTED_TRANSFORMERS"
+
+
+def require_tested_transformers() -> None:
+    """Refuses a transformers outside the tested range, whose internals may differ in silence.
+
+    Raises:
+        UnsupportedVersionError: the installed version is outside [5.19.0, 5.24.0) and the
+            environment variable GPRUNE_UNTESTED_TRANSFORMERS is not 1.
+    """
+    installed = metadata.version("transformers")
+    if Version(FIRST) <= Version(installed) < Version(BEYOND) or os.environ.get(OVERRIDE) == "1":
+        return
+    raise UnsupportedVersionError(
+        f"transformers {installed} has not been tested: pip install "
+        f"'transformers>={FIRST},<{BEYOND}', or set {OVERRIDE}=1 and run gprune's tests against it"
+    )

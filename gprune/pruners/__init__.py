@@ -1,0 +1,42 @@
+"""The pruning methods, by name."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from gprune.pruners.base import Pruner, ScorePruner
+from gprune.pruners.baselines import L2NormPruner, RandomPruner, UniformGridPruner
+from gprune.pruners.gprune import GPrune
+
+METHODS: dict[str, type[Pruner]] = {
+    method.name: method for method in (GPrune, RandomPruner, UniformGridPruner, L2NormPruner)
+}
+
+
+def methods() -> list[str]:
+    """The name of every method, G-Prune first."""
+    return list(METHODS)
+
+
+def make(name: str, keep: float | int, **options: Any) -> Pruner:
+    """Builds a method by name: ``make("gprune", keep=0.36, threshold=0.7)``.
+
+    Raises:
+        ValueError: there is no such method, or ``keep`` or an option is out of range.
+        TypeError: the method has no such option.
+    """
+    if name not in METHODS:
+        raise ValueError(f"method {name!r} is unknown; choose one of {', '.join(METHODS)}")
+    return METHODS[name](keep, **options)
+
+
+__all__ = [
+    "GPrune",
+    "L2NormPruner",
+    "Pruner",
+    "RandomPruner",
+    "ScorePruner",
+    "UniformGridPruner",
+    "make",
+    "methods",
+]

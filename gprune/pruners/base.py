@@ -1,0 +1,109 @@
+"""What every pruning method has in common."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+from torch import Tensor
+
+from gprune.budget import check_keep, kept_count
+from gprune.tokens import VisualTokens
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from gprune.hf import PrunedModel
+
+
+@dataclass(frozen=True)
+class Pruner(ABC):
+    """A training-free method that chooses which visual tokens of a group to keep.
+
+    Attributes:
+        keep: retention ratio in (0, 1] as a float, or a count >= 1 as an int; applied to each
+            group. ``keep=1.0`` keeps everything, ``keep=1`` one token a group.
+
+    Raises:
+        TypeError, ValueError: ``keep`` is out of range (see `gprune.kept_count`).
+    """
+
+    keep: float | int
+
+    # What `gprune.methods()` and the command line call it; unique, lower case.
+    name: ClassVar[str]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "keep", check_keep(self.keep))
+
+    def select(self, tokens: VisualTokens) -> Tensor:
+        """The indices of the tokens to keep.
+
+        The same tokens give the same indices on every run, thread count and batch size; ties go to
+        the lowest index. Protected tokens are kept on top of the budget, which is
+        ``kept_count(number of unprotected tokens, keep)``.
+
+        Args:
+            tokens: one group.
+
+        Returns:
+            int64 [k], ascending and unique, on the device of the features.
+
+        Raises:
+            ValueError: NaN or infinite values, or a signal is missing that the method needs. On an
+                accelerator values are reported later, without stalling (see `gprune.checks`).
+        """
+        tokens.check_values()
+        if tokens.protected is None:
+            return self.choose(tokens, kept_count(len(tokens), self.keep))
+        candidates = (~tokens.protected).nonzero().squeeze(1)
+        flags = tokens.protected.clone()
+        if len(candidates):
+            rest = tokens.subset(candidates)
+            flags[candidates[self.choose(rest, kept_count(len(rest), self.keep))]] = True
+        return flags.nonzero().squeeze(1)
+
+    @abstractmethod
+    def choose(self, tokens: VisualTokens, k: int) -> Tensor:
+        """The indices of exactly ``k`` tokens, int64 [k], ascending; ``1 <= k <= len(tokens)``.
+
+        What a method implements. ``tokens`` has been checked and has no protected tokens.
+        """
+
+    def __call__(self, model: PreTrainedModel) -> AbstractContextManager[PrunedModel]:
+        """Prunes a transformers model inside a ``with`` block; leaving it leaves no trace.
+
+        >>> with GPrune(keep=0.36)(model) as pruned:  # doctest: +SKIP
+        ...     model.generate(**inputs)
+
+        Raises:
+            UnsupportedModelError: the model's family is not supported.
+            UnsupportedVersionError: the installed transformers has not been tested.
+            RuntimeError: the model is being pruned already.
+        """
+        # Imported here: the methods know torch alone, and selecting tokens needs no transformers.
+        from gprune.hf import prune
+
+        return prune(model, self)
+
+
+@dataclass(frozen=True)
+class ScorePruner(Pruner):
+    """A method that gives every token a score and keeps the highest."""
+
+    @abstractmethod
+    def score(self, tokens: VisualTokens) -> Tensor:
+        """A score for every token, float32 [n]; higher is kept first."""
+
+    def choose(self, tokens: VisualTokens, k: int) -> Tensor:
+        return highest(self.score(tokens), k)
+
+
+def highest(scores: Tensor, k: int) -> Tensor:
+    """Indices of the ``k`` highest ``scores`` [n], ascending; ties go to the lowest index."""
+    # `topk` leaves the order of ties to the device; a stable sort does not.
+    order = torch.sort(scores, descending=True, stable=True).indices
+    return order[:k].sort().values

@@ -1,0 +1,394 @@
+"""Trains the tiny VLM from scratch on a CPU: ``python -m gprune.tinyvlm.train --out runs/tiny``.
+
+Stage 1 teaches the vision tower what each patch shows (crowded scenes, dense labels). Stage 2
+trains everything on question answering, with the dense objective as a small auxiliary loss. Both
+stages draw their data by step number from the seed, so a killed run that is started again with the
+same command goes on from its last saved step and sees what it would have seen.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+import typer
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+from transformers import LlavaForConditionalGeneration
+
+from gprune.tinyvlm import easyvqa
+from gprune.tinyvlm.model import build_model, build_processor
+from gprune.tinyvlm.packing import IGNORED, PackedQuestions, answered, pack, packed_logits
+from gprune.tinyvlm.scenes import (
+    BINDING_TYPES,
+    GRID,
+    HUES,
+    KINDS,
+    QUESTION_TYPES,
+    Question,
+    make_scene,
+)
+from gprune.tinyvlm.vocabulary import build_tokenizer
+
+VISUAL_TOKENS = GRID * GRID
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What the shipped checkpoint was trained with; a learning rate decays by a cosine to 1%."""
+
+    seed: int = 0
+    batch: int = 16
+    patch_steps: int = 2000
+    patch_rate: float = 1e-3
+    answer_steps: int = 3300
+    answer_rate: float = 1e-3
+    vision_rate: float = 4e-4
+    warmup: int = 150
+    patch_weight: float = 0.3
+    easy_vqa_images: int = 4  # of each batch
+    easy_vqa_questions: int = 8  # of each of those images
+    weight_decay: float = 0.05
+    clip: float = 1.0
+
+
+@dataclass
+class Batch:
+    """Pictures [b, 3, size, size] in [-1, 1], dense labels [b, n] (-100: none) and questions."""
+
+    pixels: Tensor
+    kinds: Tensor
+    hues: Tensor
+    packed: PackedQuestions | None
+
+
+class Steps(Dataset[Batch]):
+    """The batches of one stage; item i is what step ``start + i`` trains on."""
+
+    def __init__(self, recipe: Recipe, stage: str, start: int, stop: int) -> None:
+        self.recipe, self.stage, self.start, self.stop = recipe, stage, start, stop
+        self.tokenizer = build_tokenizer()
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+    def __getitem__(self, item: int) -> Batch:
+        recipe, step = self.recipe, self.start + item
+        first = step * recipe.batch
+        if self.stage == "patches":
+            scenes = [
+                make_scene("train", 2 * recipe.seed, first + i, crowded=True)
+                for i in range(recipe.batch)
+            ]
+            return Batch(to_pixels([scene.draw() for scene in scenes]), *dense(scenes), None)
+        pictures, questions = [], []
+        rng = np.random.default_rng([recipe.seed, step])
+        scenes = [
+            make_scene("train", 2 * recipe.seed + 1, first + i)
+            for i in range(recipe.batch - recipe.easy_vqa_images)
+        ]
+        for scene in scenes:
+            pictures.append(scene.draw())
+            # Binding arrives last in training, so those types are asked twice.
+            asked = scene.ask() + scene.ask(BINDING_TYPES, variant=1)
+            questions.append(list(dict.fromkeys(asked)))
+        for index in rng.choice(easyvqa.indices("train"), recipe.easy_vqa_images, replace=False):
+            pictures.append(easyvqa.image("train", int(index)))
+            questions.append(easyvqa.ask("train", int(index), recipe.easy_vqa_questions, rng))
+        kinds, hues = dense(scenes)
+        unlabelled = torch.full((recipe.easy_vqa_images, VISUAL_TOKENS), IGNORED)
+        return Batch(
+            to_pixels(pictures),
+            torch.cat([kinds, unlabelled]),
+            torch.cat([hues, unlabelled]),
+            pack(questions, self.tokenizer, VISUAL_TOKENS),
+        )
+
+
+def to_pixels(pictures: list[Any]) -> Tensor:
+    """What the image processor makes of pictures that already have the right size."""
+    stacked = torch.from_numpy(np.stack([np.asarray(picture) for picture in pictures]))
+    return stacked.permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def dense(scenes: list[Any]) -> tuple[Tensor, Tensor]:
+    """The patch labels of scenes, kinds and hues, both [b, n]."""
+    labels = [scene.patch_labels() for scene in scenes]
+    kinds, hues = (
+        torch.from_numpy(np.stack([pair[i].ravel() for pair in labels])).long() for i in (0, 1)
+    )
+    return kinds, hues
+
+
+class PatchHeads(nn.Module):
+    """Linear classifiers of what a patch shows and in which hue; not part of the shipped model."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.kind = nn.Linear(width, len(KINDS))
+        self.hue = nn.Linear(width, len(HUES))
+
+    def loss(self, features: Tensor, batch: Batch) -> Tensor:
+        """Mean cross-entropy over labelled patches; ``features`` [b, n, width]."""
+        x = self.norm(features)
+        kind = F.cross_entropy(self.kind(x).flatten(0, 1), batch.kinds.flatten())
+        hue = F.cross_entropy(self.hue(x).flatten(0, 1), batch.hues.flatten())
+        return kind + hue
+
+
+def vision_features(model: LlavaForConditionalGeneration, pixels: Tensor) -> Tensor:
+    """The vision tower's patch features before the projector, [b, n, width]."""
+    return model.model.vision_tower(pixels).last_hidden_state[:, 1:]
+
+
+def cosine(step: int, total: int, warmup: int) -> float:
+    """The learning rate's factor: a linear warm-up, then a cosine from 1 to 0.01."""
+    if step < warmup:
+        return (step + 1) / warmup
+    progress = (step - warmup) / max(1, total - warmup)
+    return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+@dataclass
+class Progressing:
+    """Where a run stands: finished steps of each stage and the seconds they took."""
+
+    patches: int = 0
+    answers: int = 0
+    seconds: dict[str, float] = field(default_factory=lambda: {"patches": 0.0, "answers": 0.0})
+
+
+class Trainer:
+    """One run in one folder: state, log and, when it is done, the checkpoint."""
+
+    def __init__(self, folder: Path, recipe: Recipe) -> None:
+        self.folder, self.recipe = folder, recipe
+        folder.mkdir(parents=True, exist_ok=True)
+        self.model = build_model(recipe.seed)
+        self.heads = PatchHeads(self.model.config.vision_config.hidden_size)
+        self.done = Progressing()
+        self.saved_optimizer: dict[str, Tensor] = {}
+        recipe_file = folder / "recipe.json"
+        if recipe_file.is_file():
+            stored = json.loads(recipe_file.read_text())
+            if stored != asdict(recipe):
+                raise ValueError(
+                    f"out {str(folder)!r} holds a run with another recipe; "
+                    "take a new folder or the options it was started with"
+                )
+        else:
+            recipe_file.write_text(json.dumps(asdict(recipe), indent=2) + "\n")
+        self._restore()
+
+    @property
+    def modules(self) -> nn.ModuleDict:
+        return nn.ModuleDict({"model": self.model, "heads": self.heads})
+
+    def _restore(self) -> None:
+        state = self.folder / "state.safetensors"
+        if not state.is_file():
+            return
+        tensors = load_file(state)
+        progress = json.loads(bytes(tensors.pop("progress").tolist()))
+        self.done = Progressing(**progress)
+        self.saved_optimizer = {
+            name.removeprefix("optimizer."): tensors.pop(name)
+            for name in list(tensors)
+            if name.startswith("optimizer.")
+        }
+        self.modules.load_state_dict(tensors)
+
+    def save(self, optimizer: torch.optim.Optimizer) -> None:
+        """Weights, optimizer and progress in one file that replaces the last one at once."""
+        tensors = {name: value.contiguous() for name, value in self.modules.state_dict().items()}
+        for name, parameter in self.modules.named_parameters():
+            for key, value in optimizer.state.get(parameter, {}).items():
+                tensors[f"optimizer.{name}.{key}"] = value.contiguous()
+        progress = json.dumps(asdict(self.done)).encode()
+        tensors["progress"] = torch.tensor(list(progress), dtype=torch.uint8)
+        temporary = self.folder / "state.partial"
+        save_file(tensors, temporary)
+        os.replace(temporary, self.folder / "state.safetensors")
+
+    def optimizer(self, stage: str) -> torch.optim.Optimizer:
+        """AdamW over what the stage trains, with the moments of a resumed run."""
+        recipe = self.recipe
+        vision = {f"model.model.vision_tower.{n}" for n, _ in self.vision.named_parameters()}
+        groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+        for name, parameter in self.modules.named_parameters():
+            in_vision = name in vision
+            if stage == "patches" and not (in_vision or name.startswith("heads.")):
+                continue
+            if stage == "patches":
+                rate = recipe.patch_rate
+            else:
+                rate = recipe.vision_rate if in_vision else recipe.answer_rate
+            decay = recipe.weight_decay if parameter.ndim > 1 else 0.0
+            groups.setdefault((rate, decay), []).append(parameter)
+        optimizer = torch.optim.AdamW(
+            [
+                {"params": parameters, "lr": rate, "initial": rate, "weight_decay": decay}
+                for (rate, decay), parameters in groups.items()
+            ],
+            betas=(0.9, 0.98),
+            fused=True,
+        )
+        if self.saved_optimizer:
+            for name, parameter in self.modules.named_parameters():
+                moments = {
+                    key: self.saved_optimizer[f"{name}.{key}"]
+                    for key in ("step", "exp_avg", "exp_avg_sq")
+                    if f"{name}.{key}" in self.saved_optimizer
+                }
+                if moments:
+                    optimizer.state[parameter] = moments
+            self.saved_optimizer = {}
+        return optimizer
+
+    @property
+    def vision(self) -> nn.Module:
+        return self.model.model.vision_tower
+
+    def loss(self, stage: str, batch: Batch) -> dict[str, Tensor]:
+        """The parts of a stage's loss, already weighted: their sum is what is minimised."""
+        features = vision_features(self.model, batch.pixels)
+        dense_loss = self.heads.loss(features, batch)
+        if stage == "patches":
+            return {"patch": dense_loss}
+        assert batch.packed is not None  # stage "answers" always packs questions
+        projected = self.model.model.multi_modal_projector(features)
+        logits = packed_logits(self.model, projected, batch.packed)
+        answer = F.cross_entropy(
+            logits.flatten(0, 1).float(), batch.packed.labels.flatten(), ignore_index=IGNORED
+        )
+        return {"answer": answer, "patch": self.recipe.patch_weight * dense_loss}
+
+    def log(self, **record: Any) -> None:
+        with (self.folder / "log.jsonl").open("a") as stream:
+            stream.write(json.dumps(record) + "\n")
+
+    def run(self, stage: str, steps: int, progress: Progress, save_every: int) -> None:
+        """Trains one stage from where it stands to ``steps``."""
+        start = getattr(self.done, stage)
+        if start >= steps:
+            return
+        recipe, optimizer = self.recipe, self.optimizer(stage)
+        loader = DataLoader(
+            Steps(recipe, stage, start, steps), batch_size=None, num_workers=1, prefetch_factor=8
+        )
+        task = progress.add_task(stage, total=steps, completed=start, note="")
+        self.modules.train()
+        running: dict[str, float] = {}
+        began = time.perf_counter()
+        for step, batch in enumerate(loader, start):
+            for group in optimizer.param_groups:
+                group["lr"] = group["initial"] * cosine(step, steps, recipe.warmup)
+            parts = self.loss(stage, batch)
+            torch.stack(list(parts.values())).sum().backward()  # type: ignore[no-untyped-call]
+            trained = [p for group in optimizer.param_groups for p in group["params"]]
+            nn.utils.clip_grad_norm_(trained, recipe.clip)
+            optimizer.step()
+            self.modules.zero_grad(set_to_none=True)
+            for name, value in parts.items():
+                running[name] = 0.98 * running.get(name, value.item()) + 0.02 * value.item()
+            note = " ".join(f"{name} {value:.3f}" for name, value in running.items())
+            progress.update(task, completed=step + 1, note=note)
+            setattr(self.done, stage, step + 1)
+            if (step + 1) % save_every == 0 or step + 1 == steps:
+                now = time.perf_counter()
+                self.done.seconds[stage] += now - began
+                began = now
+                self.save(optimizer)
+                record = {"stage": stage, "step": step + 1, "seconds": self.done.seconds[stage]}
+                if stage == "answers":
+                    record["validation"] = validate(self.model, "validation", scenes=96, easy=48)
+                    self.modules.train()
+                self.log(**record, **{f"loss_{name}": value for name, value in running.items()})
+
+    def finish(self) -> None:
+        """Writes the checkpoint: bf16 weights and the processor, in transformers' own format."""
+        out = self.folder / "checkpoint"
+        self.model.eval().to(torch.bfloat16).save_pretrained(out)
+        build_processor().save_pretrained(out)
+
+
+@torch.inference_mode()
+def validate(
+    model: LlavaForConditionalGeneration, split: str, scenes: int, easy: int, batch: int = 16
+) -> dict[str, float]:
+    """Share of whole answers that greedy decoding gets right, by question type, all tokens kept."""
+    model.eval()
+    tokenizer = build_tokenizer()
+    samples: list[tuple[Any, list[Question]]] = []
+    for index in range(scenes):
+        scene = make_scene(split, 0, index)
+        samples.append((scene.draw(), scene.ask()))
+    samples += [
+        (easyvqa.image(split, index), easyvqa.ask(split, index, 8))
+        for index in easyvqa.indices(split)[:easy]
+    ]
+    right: dict[str, list[bool]] = {kind: [] for kind in (*QUESTION_TYPES, "easy_vqa")}
+    for start in range(0, len(samples), batch):
+        pictures, questions = zip(*samples[start : start + batch], strict=True)
+        packed = pack(questions, tokenizer, VISUAL_TOKENS)
+        features = vision_features(model, to_pixels(list(pictures)))
+        logits = packed_logits(model, model.model.multi_modal_projector(features), packed)
+        for asked, outcome in zip(packed.questions, answered(logits, packed), strict=True):
+            for item, good in zip(asked, outcome, strict=True):
+                right[item.kind].append(good)
+    return {kind: float(np.mean(outcomes)) for kind, outcomes in right.items() if outcomes}
+
+
+app = typer.Typer(add_completion=False)
+
+
+@app.command()
+def train(
+    out: Annotated[Path, typer.Option(help="Folder of the run; an unfinished one is resumed.")],
+    seed: Annotated[int, typer.Option(help="Seed of weights and data.")] = Recipe.seed,
+    patch_steps: Annotated[int, typer.Option(min=1)] = Recipe.patch_steps,
+    answer_steps: Annotated[int, typer.Option(min=1)] = Recipe.answer_steps,
+    batch: Annotated[int, typer.Option(min=1)] = Recipe.batch,
+    save_every: Annotated[int, typer.Option(min=1, help="Steps between saves.")] = 200,
+    threads: Annotated[int | None, typer.Option(help="CPU threads; all by default.")] = None,
+) -> None:
+    """Train the tiny VLM and write OUT/checkpoint.
+
+    Example: python -m gprune.tinyvlm.train --out runs/tiny --seed 0
+    """
+    if threads is not None:
+        torch.set_num_threads(threads)
+    recipe = Recipe(seed=seed, patch_steps=patch_steps, answer_steps=answer_steps, batch=batch)
+    try:
+        trainer = Trainer(out, recipe)
+    except ValueError as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(2) from error
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.completed}/{task.total} {task.fields[note]}"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns) as progress:
+        trainer.run("patches", recipe.patch_steps, progress, save_every)
+        trainer.run("answers", recipe.answer_steps, progress, save_every)
+    trainer.finish()
+    minutes = sum(trainer.done.seconds.values()) / 60
+    typer.echo(f"wrote {out / 'checkpoint'} after {minutes:.1f} minutes of training")
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,59 @@
+"""The tiny VLM's tokenizer: a closed vocabulary of words, built without downloading anything.
+
+Digits after the first of a number are WordPiece continuations (``##7``): a number is read digit by
+digit, yet decodes to ``472`` rather than to ``4 7 2``.
+"""
+
+from __future__ import annotations
+
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+from transformers import PreTrainedTokenizerFast
+
+from gprune.tinyvlm.scenes import COLORS, DIGITS, PATTERNS, SHAPES, SIDES, TINTS
+
+PAD, BOS, EOS, UNKNOWN, IMAGE = "<pad>", "<s>", "</s>", "<unk>", "<image>"
+
+# The words of the questions that `scenes` asks, then those of the third-party easy-VQA set.
+SCENE_WORDS = (
+    "a above an are at background below color how image in is left many number object of "
+    "pattern right shape shapes the there what written yes no ?"
+)
+EASY_VQA_WORDS = "contain does not present"
+
+
+def words() -> list[str]:
+    """The vocabulary in the order of its ids, which the shipped checkpoint depends on."""
+    named = [*SHAPES, *COLORS, *TINTS, *PATTERNS, *SIDES["columns"], *SIDES["rows"]]
+    asked = f"{SCENE_WORDS} {EASY_VQA_WORDS}".split()
+    digits = [*DIGITS, *(f"##{digit}" for digit in DIGITS)]
+    return list(dict.fromkeys([PAD, BOS, EOS, UNKNOWN, IMAGE, *named, *asked, *digits]))
+
+
+def build_tokenizer() -> PreTrainedTokenizerFast:
+    """A fast tokenizer that lower-cases, splits at spaces and punctuation, and begins with BOS."""
+    vocabulary = {word: index for index, word in enumerate(words())}
+    tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token=UNKNOWN))
+    tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece(cleanup=True)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{BOS} $A", special_tokens=[(BOS, vocabulary[BOS])]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token=PAD,
+        bos_token=BOS,
+        eos_token=EOS,
+        unk_token=UNKNOWN,
+        additional_special_tokens=[IMAGE],
+        extra_special_tokens={"image_token": IMAGE},
+        padding_side="left",
+        model_max_length=1024,
+    )
+
+
+def unknown_words(tokenizer: PreTrainedTokenizerFast, text: str) -> list[str]:
+    """The words of ``text`` that the tokenizer has no token for."""
+    split = tokenizer.backend_tokenizer.pre_tokenizer.pre_tokenize_str(text.lower())
+    words = [word for word, _ in split if word not in tokenizer.all_special_tokens]
+    return [word for word in words if UNKNOWN in tokenizer.tokenize(word)]

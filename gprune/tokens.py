@@ -1,0 +1,111 @@
+"""What a pruner sees of one group of visual tokens."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from gprune.checks import require_finite
+
+
+@dataclass(frozen=True, eq=False)
+class VisualTokens:
+    """One group: tokens that are pruned together (an image, a thumbnail, a tile canvas, a frame).
+
+    Attributes:
+        features: projected visual features, after the projector and before the language model,
+            [n, d], floating point.
+        grid: (rows, columns) when the tokens form a raster, rows first.
+        positions: where each token lies, [n, 2]; derived from ``grid`` by `coordinates`.
+        attention: attention that each token received in the vision encoder, [n].
+        text: embeddings of the question, [m, d].
+        protected: bool [n]; true for tokens that are always kept. They are no candidates: a pruner
+            neither ranks them nor counts them against its budget.
+
+    Raises:
+        ValueError: a shape does not fit, or the group is empty. Values are checked in
+            `Pruner.select`, see `check_values`.
+    """
+
+    features: Tensor
+    grid: tuple[int, int] | None = None
+    positions: Tensor | None = None
+    attention: Tensor | None = None
+    text: Tensor | None = None
+    protected: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        shape = list(self.features.shape)
+        if self.features.ndim != 2:
+            raise ValueError(
+                f"features must have shape [n, d], one group at a time; got shape {shape}"
+            )
+        if not self.features.is_floating_point():
+            raise ValueError(f"features must be floating point, got {self.features.dtype}")
+        n, d = shape
+        if n == 0 or d == 0:
+            raise ValueError(
+                f"features of shape {shape} are empty: a group needs at least one token and one "
+                "channel; leave the group out instead"
+            )
+        if self.grid is not None and (min(self.grid) < 1 or self.grid[0] * self.grid[1] != n):
+            raise ValueError(
+                f"grid={self.grid} has {self.grid[0] * self.grid[1]} cells but features have {n} "
+                "rows; pass the (rows, columns) of this group, or grid=None when it is no raster"
+            )
+        self._require_shape("positions", self.positions, [n, 2])
+        self._require_shape("attention", self.attention, [n])
+        self._require_shape("protected", self.protected, [n])
+        if self.protected is not None and self.protected.dtype != torch.bool:
+            raise ValueError(f"protected must be a bool tensor, got {self.protected.dtype}")
+        if self.text is not None and (self.text.ndim != 2 or self.text.shape[1] != d):
+            raise ValueError(f"text must have shape [m, {d}], got shape {list(self.text.shape)}")
+
+    @staticmethod
+    def _require_shape(name: str, value: Tensor | None, shape: list[int]) -> None:
+        if value is not None and list(value.shape) != shape:
+            raise ValueError(f"{name} must have shape {shape}, got shape {list(value.shape)}")
+
+    def __len__(self) -> int:
+        return self.features.shape[0]
+
+    def check_values(self) -> None:
+        """Requires finite values; on an accelerator the report comes later (see `gprune.checks`).
+
+        Raises:
+            ValueError: NaN or infinite values.
+        """
+        for name in ("features", "positions", "attention", "text"):
+            values = getattr(self, name)
+            if values is not None and values.is_floating_point():
+                require_finite(values, name)
+
+    def subset(self, rows: Tensor) -> VisualTokens:
+        """The tokens at ``rows`` [k] alone, without grid and without protection."""
+
+        def pick(values: Tensor | None) -> Tensor | None:
+            return None if values is None else values[rows]
+
+        positions = self.positions if self.grid is None else self.coordinates()
+        return VisualTokens(
+            self.features[rows],
+            positions=pick(positions),
+            attention=pick(self.attention),
+            text=self.text,
+        )
+
+    def coordinates(self) -> Tensor:
+        """Positions [n, 2] as (row, column): those given, else those of the grid.
+
+        Raises:
+            ValueError: there are neither positions nor a grid.
+        """
+        if self.positions is not None:
+            return self.positions
+        if self.grid is None:
+            raise ValueError("positions and grid are both missing; pass one of them")
+        rows, columns = self.grid
+        index = torch.arange(rows * columns, device=self.features.device)
+        return torch.stack([index // columns, index % columns], 1)

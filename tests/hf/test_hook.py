@@ -1,0 +1,437 @@
+"""Pruning inside transformers: identity at keep=1, a masked full-length model below it."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+
+from gprune import GPrune, RandomPruner, UniformGridPruner, kept_count
+from gprune.errors import UnsupportedModelError, UnsupportedVersionError
+from gprune.hf import versions
+from gprune.hf.cache import PrunedCache
+from tests.hf.models import BUILDERS, IMAGE, SIDE, Batch, make_batch, masked_greedy
+
+FAMILIES = list(BUILDERS)
+# One image; uneven images with a text-only row; several images a row.
+LAYOUTS = [[1], [3], [1, 2], [2, 0, 1]]
+STEPS = 4
+GREEDY = {
+    "max_new_tokens": STEPS,
+    "do_sample": False,
+    "return_dict_in_generate": True,
+    "output_logits": True,
+}
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def family(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def model(family):
+    return BUILDERS[family]()
+
+
+def forward(model, batch: Batch, **options):
+    with torch.no_grad():
+        return model(**batch.inputs, **options)
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("images", LAYOUTS)
+def test_keep_one_is_bit_identical(family, images, dtype, attention):
+    model = BUILDERS[family](dtype, attention)
+    batch = make_batch(family, model, images, dtype=dtype)
+    options = {**GREEDY, "max_new_tokens": STEPS}
+    sampling = {"do_sample": True, "max_new_tokens": STEPS}
+    beams = {"num_beams": 3, "num_return_sequences": 2, "max_new_tokens": STEPS}
+
+    def run():
+        torch.manual_seed(1)
+        plain = forward(model, batch)
+        greedy = model.generate(**batch.inputs, **options)
+        return [
+            plain.logits,
+            forward(model, batch, use_cache=False).logits,
+            greedy.sequences,
+            *greedy.logits,
+            model.generate(**batch.inputs, **sampling),
+            model.generate(**batch.inputs, **beams),
+        ]
+
+    untouched = run()
+    with GPrune(keep=1.0)(model) as pruned:
+        through = run()
+        assert pruned.kept_mask.all()
+    for expected, actual in zip(untouched, through, strict=True):
+        assert torch.equal(expected, actual)
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("keep", [0.36, 0.1, 3])
+@pytest.mark.parametrize("images", LAYOUTS)
+def test_equals_the_masked_full_length_model(family, images, keep, attention):
+    model = BUILDERS[family](attention=attention)
+    batch = make_batch(family, model, images, seed=5)
+    with GPrune(keep=keep)(model) as pruned:
+        output = model.generate(**batch.inputs, **GREEDY)
+        kept_mask = pruned.kept_mask
+    width = batch.inputs["input_ids"].shape[1]
+    tokens, logits = masked_greedy(model, batch, kept_mask, STEPS)
+    assert torch.equal(output.sequences[:, width:], tokens)
+    assert torch.stack(output.logits, 1).sub(logits).abs().max() <= 1e-5
+
+
+@pytest.mark.parametrize("images", LAYOUTS)
+def test_without_cache_is_the_same(family, model, images):
+    batch = make_batch(family, model, images, seed=2)
+    with GPrune(keep=0.3)(model):
+        cached = model.generate(**batch.inputs, **GREEDY)
+        uncached = model.generate(**batch.inputs, **GREEDY, use_cache=False)
+    assert torch.equal(cached.sequences, uncached.sequences)
+    for one, other in zip(cached.logits, uncached.logits, strict=True):
+        assert (one - other).abs().max() <= 1e-5
+
+
+@pytest.mark.parametrize("images", [[1], [2, 0, 1]])
+def test_beams_equal_their_own_runs_without_cache(family, model, images):
+    batch = make_batch(family, model, images, seed=3)
+    options = {"num_beams": 3, "num_return_sequences": 2, "max_new_tokens": STEPS}
+    with GPrune(keep=0.3)(model):
+        cached = model.generate(**batch.inputs, **options)
+        uncached = model.generate(**batch.inputs, **options, use_cache=False)
+    assert torch.equal(cached, uncached)
+
+
+def test_cache_is_really_shorter(family, model):
+    batch = make_batch(family, model, [1])
+    length = batch.inputs["input_ids"].shape[1]
+    with GPrune(keep=0.25)(model) as pruned:
+        output = forward(model, batch)
+    physical = int(pruned.kept_mask.sum())
+    cache = output.past_key_values
+    assert physical < length
+    assert all(layer.keys.shape[2] == physical for layer in cache.layers)
+    assert output.logits.shape[1] == physical
+    assert cache.get_seq_length() == length  # what `generate` slices by
+    assert cache.get_query_offset() == physical
+
+
+def test_kept_says_what_was_kept(family, model):
+    batch = make_batch(family, model, [2, 0, 1])
+    keep = 0.3
+    with GPrune(keep=keep)(model) as pruned:
+        forward(model, batch)
+    ids, real = batch.inputs["input_ids"], batch.inputs["attention_mask"].bool()
+    visual = ids == IMAGE
+    assert torch.equal(pruned.kept_mask & ~visual, real & ~visual)
+    assert [len({group.image for group in row}) for row in pruned.kept] == [2, 0, 1]
+    lengths = iter(batch.lengths)
+    for row, groups in enumerate(pruned.kept):
+        total = 0
+        for group in groups:
+            assert len(group.indices) == kept_count(group.size, keep)
+            assert group.indices.tolist() == sorted(set(group.indices.tolist()))
+            assert group.grid is not None
+            assert group.grid[0] * group.grid[1] == group.size
+            total += len(group.indices)
+        newlines = 0
+        for image in range(batch.images[row]):
+            sizes = [group.size for group in groups if group.image == image]
+            newlines += next(lengths) - sum(sizes)
+        assert int((pruned.kept_mask & visual)[row].sum()) == total + newlines
+
+
+def test_llava_next_groups_and_newlines():
+    model = BUILDERS["llava_next"]()
+    batch = make_batch("llava_next", model, [1], seed=1)
+    with GPrune(keep=1)(model) as pruned:  # one token a group
+        forward(model, batch)
+    thumbnail, canvas = pruned.kept[0]
+    assert thumbnail.grid == (SIDE, SIDE)
+    rows, columns = canvas.grid
+    assert batch.lengths == [SIDE * SIDE + rows * (columns + 1)]
+    kept = pruned.kept_mask[0][batch.inputs["input_ids"][0] == IMAGE]
+    newlines = kept[SIDE * SIDE :].view(rows, columns + 1)[:, -1]
+    assert newlines.all()
+    assert int(kept.sum()) == 2 + rows
+
+
+def test_selection_is_of_the_projected_features(family, model):
+    batch = make_batch(family, model, [1])
+    images = {k: v for k, v in batch.inputs.items() if k in ("pixel_values", "image_sizes")}
+    with torch.no_grad():
+        features = model.base_model.get_image_features(**images, return_dict=True).pooler_output[0]
+    with GPrune(keep=0.4)(model) as pruned:
+        forward(model, batch)
+    from gprune import VisualTokens
+
+    first = pruned.kept[0][0]
+    expected = GPrune(keep=0.4).select(VisualTokens(features[: first.size]))
+    assert torch.equal(first.indices, expected)
+
+
+def test_batch_mates_do_not_change_what_is_kept(family, model):
+    together = make_batch(family, model, [1, 2])
+    with GPrune(keep=0.3)(model) as pruned:
+        forward(model, together)
+        expected = [group.indices for group in pruned.kept[0]]
+        ids = together.inputs["input_ids"][:1, -int(together.inputs["attention_mask"][0].sum()) :]
+        alone = {
+            k: v[:1] for k, v in together.inputs.items() if k in ("pixel_values", "image_sizes")
+        }
+        with torch.no_grad():
+            model(input_ids=ids, **alone)
+        actual = [group.indices for group in pruned.kept[0]]
+    assert all(map(torch.equal, expected, actual))
+
+
+def test_original_position_ids_reach_the_language_model(family, model):
+    batch = make_batch(family, model, [1])
+    seen = {}
+
+    def spy(module, args, kwargs):
+        seen.update(kwargs)
+
+    handle = model.base_model.language_model.register_forward_pre_hook(spy, with_kwargs=True)
+    with GPrune(keep=0.25)(model) as pruned:
+        forward(model, batch)
+    handle.remove()
+    expected = pruned.kept_mask[0].nonzero().squeeze(1)
+    assert torch.equal(seen["position_ids"][0], expected)
+    assert seen["attention_mask"] is not None  # or gaps would read as packed sequences
+
+
+def test_no_mask_no_cache_is_not_read_as_packed_sequences(family, model):
+    batch = make_batch(family, model, [1])
+    inputs = {k: v for k, v in batch.inputs.items() if k != "attention_mask"}
+    with GPrune(keep=0.25)(model) as pruned, torch.no_grad():
+        last = model(**inputs, use_cache=False).logits[:, -1]
+    _, logits = masked_greedy(model, batch, pruned.kept_mask, 1)
+    assert (last - logits[:, 0]).abs().max() <= 1e-5
+
+
+def test_second_turn_with_another_image(family, model):
+    """Two turns through one cache equal one full-length call with both turns' drops masked."""
+    first, second = (
+        make_batch(family, model, [1, 2], seed=1),
+        make_batch(family, model, [1, 1], seed=2),
+    )
+    pixels = {k: v for k, v in second.inputs.items() if k in ("pixel_values", "image_sizes")}
+    with UniformGridPruner(keep=0.3)(model) as pruned, torch.no_grad():
+        mask = torch.cat([first.inputs["attention_mask"], second.inputs["attention_mask"]], 1)
+        positions = (mask.cumsum(-1) - 1).clamp(min=0)
+        past = first.inputs["input_ids"].shape[1]
+        cache = forward(model, first, position_ids=positions[:, :past]).past_key_values
+        kept_first = pruned.kept_mask
+        output = model(
+            input_ids=second.inputs["input_ids"],
+            attention_mask=mask,
+            position_ids=positions[:, past:],
+            past_key_values=cache,
+            **pixels,
+        )
+        kept_second = pruned.kept_mask
+        assert cache.get_seq_length() == mask.shape[1]
+        token = output.logits[:, -1:].argmax(-1)
+        step = model(
+            input_ids=token,
+            attention_mask=torch.cat([mask, torch.ones_like(token)], 1),
+            position_ids=positions[:, -1:] + 1,
+            past_key_values=cache,
+        )
+    # The reference takes the images row by row: first turn, then second.
+    ids = torch.cat([first.inputs["input_ids"], second.inputs["input_ids"]], 1)
+    order = [0, 3, 1, 2, 4]  # images 0..2 belong to the first turn (1 + 2), 3 and 4 to the second
+    both = {k: torch.cat([first.inputs[k], second.inputs[k]])[order] for k in pixels}
+    joined = Batch({"input_ids": ids, "attention_mask": mask, **both}, [2, 3], [])
+    tokens, logits = masked_greedy(model, joined, torch.cat([kept_first, kept_second], 1), 2)
+    assert torch.equal(token, tokens[:, :1])
+    assert (output.logits[:, -1] - logits[:, 0]).abs().max() <= 1e-5
+    assert (step.logits[:, -1] - logits[:, 1]).abs().max() <= 1e-5
+
+
+def test_decoding_without_mask_or_positions(family, model):
+    """A hand-written loop that passes ids and cache alone still sees the right mask."""
+    batch = make_batch(family, model, [1])
+    with GPrune(keep=0.3)(model) as pruned, torch.no_grad():
+        output = forward(model, batch)
+        token = output.logits[:, -1:].argmax(-1)
+        step = model(input_ids=token, past_key_values=output.past_key_values)
+    _, logits = masked_greedy(model, batch, pruned.kept_mask, 2)
+    assert (step.logits[:, -1] - logits[:, 1]).abs().max() <= 1e-5
+
+
+def test_copied_cache_knows_what_was_pruned(family, model):
+    batch = make_batch(family, model, [1, 2])
+    with GPrune(keep=0.3)(model), torch.no_grad():
+        output = forward(model, batch)
+        token = output.logits[:, -1:].argmax(-1)
+        twin = copy.deepcopy(output.past_key_values)
+        one = model(input_ids=token, past_key_values=output.past_key_values).logits
+        other = model(input_ids=token, past_key_values=twin).logits
+    assert torch.equal(one, other)
+
+
+def test_pruned_cache_is_refused_outside(family, model):
+    batch = make_batch(family, model, [1])
+    with GPrune(keep=0.3)(model):
+        output = forward(model, batch)
+    token = output.logits[:, -1:].argmax(-1)
+    with pytest.raises(RuntimeError, match="was pruned by gprune"):
+        model(input_ids=token, past_key_values=output.past_key_values)
+
+
+def test_loss_sees_the_kept_positions_only(family, model):
+    batch = make_batch(family, model, [1])
+    labels = batch.inputs["input_ids"].masked_fill(batch.inputs["input_ids"] == IMAGE, -100)
+    with GPrune(keep=0.3)(model) as pruned:
+        output = forward(model, batch, labels=labels)
+    kept = labels[pruned.kept_mask]
+    expected = torch.nn.functional.cross_entropy(output.logits[0, :-1], kept[1:], ignore_index=-100)
+    assert torch.allclose(output.loss, expected)
+
+
+def test_text_only_passes_unchanged(family, model):
+    batch = make_batch(family, model, [0, 0])
+    untouched = model.generate(**batch.inputs, **GREEDY)
+    with GPrune(keep=0.1)(model) as pruned:
+        through = model.generate(**batch.inputs, **GREEDY)
+        assert pruned.kept == [[], []]
+        assert pruned.kept_mask.all()
+    assert torch.equal(untouched.sequences, through.sequences)
+    assert not isinstance(through.past_key_values, PrunedCache)
+
+
+def test_callers_inputs_are_not_touched(family, model):
+    batch = make_batch(family, model, [1, 2])
+    before = {name: value.clone() for name, value in batch.inputs.items()}
+    images = {k: v for k, v in batch.inputs.items() if k in ("pixel_values", "image_sizes")}
+    with torch.no_grad():
+        encoded = model.base_model.get_image_features(**images, return_dict=True)
+    lengths = [len(x) for x in encoded.pooler_output]
+    given = {"image": encoded}
+    text = {k: v for k, v in batch.inputs.items() if k in ("input_ids", "attention_mask")}
+    with GPrune(keep=0.3)(model):
+        from_pixels = forward(model, batch).logits
+        with torch.no_grad():
+            from_features = model(**text, mm_encoder_outputs=given).logits
+    assert torch.equal(from_pixels, from_features)
+    assert given["image"] is encoded
+    assert [len(x) for x in encoded.pooler_output] == lengths
+    assert all(torch.equal(batch.inputs[name], value) for name, value in before.items())
+
+
+def test_positional_arguments(family, model):
+    batch = make_batch(family, model, [1])
+    rest = {k: v for k, v in batch.inputs.items() if k not in ("input_ids", "pixel_values")}
+    with GPrune(keep=0.3)(model), torch.no_grad():
+        named = model(**batch.inputs).logits
+        positional = model(batch.inputs["input_ids"], batch.inputs["pixel_values"], **rest).logits
+    assert torch.equal(named, positional)
+
+
+def hooks(model) -> list:
+    return [model._forward_pre_hooks, model._forward_hooks, model._forward_hooks_always_called]
+
+
+def test_leaving_leaves_no_trace(family, model):
+    batch = make_batch(family, model, [1])
+    untouched = forward(model, batch).logits
+    attributes = set(vars(model))
+    with GPrune(keep=0.3)(model):
+        forward(model, batch)
+    with pytest.raises(KeyError), GPrune(keep=0.3)(model):
+        raise KeyError("from the body")
+    broken = {**batch.inputs, "input_ids": batch.inputs["input_ids"][:, 1:]}
+    with pytest.raises(ValueError, match="image placeholders"), GPrune(keep=0.3)(model):
+        model(**broken)
+    assert not any(hooks(model))
+    assert set(vars(model)) == attributes
+    assert torch.equal(forward(model, batch).logits, untouched)
+    with GPrune(keep=0.3)(model):  # and it can be entered again
+        forward(model, batch)
+
+
+def test_nesting_is_refused(family, model):
+    with GPrune(keep=0.3)(model):
+        with pytest.raises(RuntimeError, match="cannot be nested"), RandomPruner(0.3)(model):
+            pass
+        assert all(len(kind) == 1 for kind in hooks(model))
+
+
+def test_embeddings_alone_are_refused(family, model):
+    embeds = torch.randn(1, 5, 32)
+    with GPrune(keep=0.3)(model), pytest.raises(ValueError, match="input_ids is missing"):
+        model(inputs_embeds=embeds)
+
+
+def test_placeholders_that_do_not_match_are_refused(family, model):
+    batch = make_batch(family, model, [1])
+    batch.inputs["input_ids"][0, -1] = IMAGE
+    with GPrune(keep=0.3)(model), pytest.raises(ValueError, match="image placeholders"):
+        forward(model, batch)
+
+
+def test_placeholders_without_images_are_refused(family, model):
+    batch = make_batch(family, model, [1])
+    ids = batch.inputs["input_ids"]
+    with GPrune(keep=0.3)(model), pytest.raises(ValueError, match="no image came with the call"):
+        model(input_ids=ids)
+
+
+def test_chunked_prefill_is_refused(family, model):
+    batch = make_batch(family, model, [1])
+    with GPrune(keep=0.3)(model), pytest.raises(ValueError, match="prefill_chunk_size"):
+        model.generate(**batch.inputs, max_new_tokens=2, prefill_chunk_size=7)
+
+
+def test_static_cache_is_refused_not_wrong(family, model):
+    batch = make_batch(family, model, [1])
+    with GPrune(keep=0.3)(model), pytest.raises(ValueError, match="dynamic cache"):
+        model.generate(**batch.inputs, max_new_tokens=2, cache_implementation="static")
+
+
+def test_logits_to_keep_as_positions_is_refused(family, model):
+    batch = make_batch(family, model, [1])
+    with GPrune(keep=0.3)(model), pytest.raises(ValueError, match="logits_to_keep"):
+        forward(model, batch, logits_to_keep=torch.tensor([3]))
+
+
+def test_infinite_features_are_refused(family, model):
+    batch = make_batch(family, model, [1])
+    batch.inputs["pixel_values"][0, ..., 0] = torch.inf
+    with GPrune(keep=0.3)(model), pytest.raises(ValueError, match=r"features .* NaN or infinite"):
+        forward(model, batch)
+
+
+def test_other_models_are_refused_by_name():
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        vocab_size=8, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1
+    )
+    message = r"LlamaForCausalLM.*LlavaForConditional"
+    with pytest.raises(UnsupportedModelError, match=message), GPrune(0.3)(LlamaForCausalLM(config)):
+        pass
+
+
+def test_untested_attention_is_refused(family):
+    model = BUILDERS[family]()
+    model.config.get_text_config()._attn_implementation = "flash_attention_2"
+    with pytest.raises(UnsupportedModelError, match="flash_attention_2"), GPrune(0.3)(model):
+        pass
+
+
+@pytest.mark.parametrize("version", ["5.18.9", "5.24.0", "6.0"])
+def test_untested_transformers_is_refused(model, monkeypatch, version):
+    monkeypatch.setattr(versions.metadata, "version", lambda name: version)
+    with pytest.raises(UnsupportedVersionError, match="pip install"), GPrune(keep=0.3)(model):
+        pass
+    monkeypatch.setenv(versions.OVERRIDE, "1")
+    with GPrune(keep=0.3)(model):
+        pass

@@ -1,0 +1,54 @@
+from __future__ import annotations
+
+from fractions import Fraction
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gprune import GPrune, kept_count
+
+
+@pytest.mark.parametrize(
+    ("n", "keep", "expected"),
+    [
+        (576, 0.36, 207),
+        (2880, 0.36, 1036),
+        (100, 0.29, 29),  # 100 * 0.29 is 28.999999999999996 in floats
+        (10, 0.01, 1),
+        (10, 1.0, 10),
+        (10, 1, 1),
+        (10, 64, 10),
+        (1, 0.5, 1),
+        (576, np.float32(0.25), 144),
+        (576, np.int64(64), 64),
+    ],
+)
+def test_kept_count(n, keep, expected):
+    assert kept_count(n, keep) == expected
+
+
+@given(st.integers(1, 100_000), st.integers(1, 10**6))
+def test_equals_exact_arithmetic(n, millionths):
+    exact = Fraction(millionths, 10**6) * n
+    assert kept_count(n, millionths / 10**6) == max(1, exact.numerator // exact.denominator)
+
+
+@pytest.mark.parametrize("keep", [0.0, -0.1, 1.01, float("nan"), float("inf"), 0, -3])
+def test_out_of_range(keep):
+    with pytest.raises(ValueError, match=r"keep=.*(ratio|count)"):
+        kept_count(10, keep)
+    with pytest.raises(ValueError, match="keep="):
+        GPrune(keep)
+
+
+@pytest.mark.parametrize("keep", [True, None, "0.5", 1 + 2j])
+def test_no_number(keep):
+    with pytest.raises(TypeError, match="keep must be"):
+        GPrune(keep)
+
+
+def test_empty_group():
+    with pytest.raises(ValueError, match="n=0"):
+        kept_count(0, 0.5)

@@ -1,0 +1,132 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gprune import SimilarityGraph
+from gprune.graph import BLOCK, TILE, cosine_similarity
+
+
+def features(n, d, seed=0, **options):
+    return torch.randn(n, d, generator=torch.Generator().manual_seed(seed), **options)
+
+
+@pytest.mark.parametrize("n", [1, 2, 7, TILE, TILE + 1, BLOCK, BLOCK + 3])
+def test_cosine_similarity(n):
+    x = features(n, 33)
+    actual = cosine_similarity(x)
+    wide = x.double() / x.double().norm(dim=1, keepdim=True)
+    assert actual.dtype == torch.float32
+    assert (actual - wide @ wide.T).abs().max() < 1e-6
+    assert torch.equal(actual, actual.T)
+    assert (actual.diagonal() == 1).all()
+    assert actual.abs().max() <= 1
+
+
+@pytest.mark.parametrize("scale", [1e-42, 1e-30, 1.0, 1e30, 3e37])
+def test_similarity_of_extreme_norms(scale):
+    x = features(9, 40)
+    near = cosine_similarity(x * scale)
+    assert (near - cosine_similarity(x)).abs().max() < (1e-2 if scale < 1e-38 else 1e-6)
+
+
+def test_similarity_of_zero_is_zero():
+    x = features(5, 8)
+    x[2] = 0
+    similarity = cosine_similarity(x)
+    assert (similarity[2] == 0).all()
+    assert (similarity[:, 2] == 0).all()
+    assert torch.isfinite(similarity).all()
+
+
+def test_an_entry_depends_on_its_two_tokens_alone():
+    """Not on their places, nor on what else is there, nor on the number of threads."""
+    threads = torch.get_num_threads()
+    try:
+        for n, d in [(5, 3), (40, 17), (200, 192), (600, 64)]:
+            x = features(n, d)
+            whole = cosine_similarity(x)
+            order = torch.randperm(n, generator=torch.Generator().manual_seed(1))
+            assert torch.equal(cosine_similarity(x[order]), whole[order][:, order])
+            assert torch.equal(cosine_similarity(x[: n // 2]), whole[: n // 2, : n // 2])
+            assert torch.equal(cosine_similarity(torch.stack([x, -x, x * 2]))[0], whole)
+            for count in (1, 2, 3):
+                torch.set_num_threads(count)
+                assert torch.equal(cosine_similarity(x), whole)
+    finally:
+        torch.set_num_threads(threads)
+
+
+@given(st.integers(1, 40), st.floats(-1, 1), st.floats(0.01, 2), st.integers(0, 6))
+@settings(deadline=None)
+def test_transition_is_the_row_softmax_over_edges(n, threshold, temperature, steps):
+    x = features(n, 6, seed=n)
+    graph = SimilarityGraph.build(x, threshold, temperature)
+    similarity = cosine_similarity(x)
+    edge = similarity >= threshold
+    expected = torch.softmax((similarity.double() / temperature).masked_fill(~edge, -torch.inf), 1)
+    assert torch.equal(graph.degree, edge.sum(1))
+    assert (graph.transition() - expected).abs().max() < 1e-5
+    start = torch.rand(n, generator=torch.Generator().manual_seed(n), dtype=torch.float64)
+    power = start.numpy() @ np.linalg.matrix_power(expected.numpy(), steps)
+    spread = graph.propagate(start, steps)
+    assert np.allclose(spread.numpy(), power, rtol=1e-4)
+    assert torch.isclose(spread.sum(), start.sum())  # mass is conserved
+
+
+def test_ragged_groups_in_a_padded_batch():
+    groups = [features(n, 12, seed=n) for n in (7, 3, 11)]
+    padded = torch.zeros(3, 11, 12)
+    valid = torch.zeros(3, 11, dtype=torch.bool)
+    for row, group in enumerate(groups):
+        padded[row, : len(group)] = group
+        padded[row, len(group) :] = 100.0  # padding may hold anything finite
+        valid[row, : len(group)] = True
+    batch = SimilarityGraph.build(padded, 0.2, 0.1, valid)
+    spread = batch.propagate(batch.norms, 4)
+    for row, group in enumerate(groups):
+        n = len(group)
+        alone = SimilarityGraph.build(group, 0.2, 0.1)
+        assert torch.equal(batch.weights[row, :n, :n], alone.weights)
+        assert torch.equal(batch.degree[row, :n], alone.degree)
+        assert (batch.degree[row, n:] == 0).all()
+        assert (spread[row, n:] == 0).all()
+        assert torch.allclose(spread[row, :n], alone.propagate(alone.norms, 4), rtol=1e-12)
+
+
+def test_first_copy_is_exact():
+    x = features(600, 24)
+    x[5] = x[590]
+    x[7] = x[590]
+    x[100] = x[99] * 2  # parallel, no copy
+    x[300] = x[299]
+    x[300, 0] = torch.nextafter(x[300, 0], torch.tensor(torch.inf))
+    first = SimilarityGraph.build(x, 0.5, 0.03).first_copy
+    expected = torch.arange(600)
+    expected[7] = expected[590] = 5
+    assert torch.equal(first, expected)
+
+
+def test_neighbours():
+    x = torch.tensor([[1.0, 0.0], [0.9, 0.1], [0.8, 0.3], [0.0, 1.0], [0.9, 0.1]])
+    graph = SimilarityGraph.build(x, 0.5, 0.03)
+    assert graph.neighbours(0, 5).tolist() == [1, 4, 2]
+    assert graph.neighbours(0, 2).tolist() == [1, 4]
+    assert graph.neighbours(3, 5).tolist() == []
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"threshold": 1.5}, "threshold=1.5"),
+        ({"threshold": float("nan")}, "threshold=nan"),
+        ({"temperature": 0.0}, "temperature=0.0"),
+        ({"temperature": float("inf")}, "temperature=inf"),
+    ],
+)
+def test_bad_parameters(options, message):
+    with pytest.raises(ValueError, match=message):
+        SimilarityGraph.build(features(3, 3), **{"threshold": 0.5, "temperature": 0.1, **options})
