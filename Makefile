@@ -6,12 +6,21 @@ export OMP_WAIT_POLICY := PASSIVE
 export TRANSFORMERS_VERBOSITY ?= error
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: demo test lint train bench figures clean
+.PHONY: demo test test-oldest lint train bench figures clean
 demo: .venv/ready
 	$(RUN)/gprune demo
 
 test: .venv/ready
 	$(RUN)/python -m pytest
+
+# The oldest transformers we support, beside the pinned newest.
+test-oldest: .venv/ready .venv/oldest/ready
+	PYTHONPATH=.venv/oldest $(RUN)/python -m pytest tests/hf
+
+.venv/oldest/ready: .venv/ready
+	$(RUN)/pip install --quiet --disable-pip-version-check --no-deps --upgrade \
+		--target .venv/oldest transformers==5.19.0
+	touch $@
 
 lint: .venv/ready
 	$(RUN)/ruff check .

@@ -36,6 +36,9 @@ ATTENTION = ("eager", "sdpa")
 # Arguments with one value a position, and what stands in the padding.
 ROW_FIELDS = {"token_type_ids": 0, "mm_token_type_ids": 0, "labels": -100}
 
+# Kept indices of a group, its size and its grid.
+Choice = tuple[Tensor, int, tuple[int, int] | None]
+
 _active: weakref.WeakSet[PreTrainedModel] = weakref.WeakSet()
 
 
@@ -204,22 +207,11 @@ class PrunedModel:
             kept_rows: for each image the rows that stay, int64 [k], ascending.
         """
         images = self.family.features(visual)
-        kept_rows, groups = [], []
-        for features in images:
-            flags = torch.ones(len(features), dtype=torch.bool, device=features.device)
-            chosen = []
-            for group in self.family.groups(self.model, features):
-                tokens = VisualTokens(features[group.rows].detach(), grid=group.grid)
-                with torch.no_grad():
-                    indices = self.pruner.select(tokens)
-                flags[group.rows] = False
-                flags[group.rows[indices]] = True
-                chosen.append((indices, len(tokens), group.grid))
-            # The number kept is known from the groups: reading it off the flags would stall a GPU.
-            k = len(features) - sum(size - len(indices) for indices, size, _ in chosen)
-            order = torch.sort(flags.to(torch.uint8), descending=True, stable=True).indices
-            kept_rows.append(order[:k])
-            groups.append(chosen)
+        # Beams repeat an image's features as one object: what is chosen for it is chosen once.
+        unique = {id(features): features for features in images}
+        choices = {key: self._choose_rows(features) for key, features in unique.items()}
+        kept_rows = [choices[id(features)][0] for features in images]
+        groups = [choices[id(features)][1] for features in images]
         placeholder = ids == self.model.config.image_token_id
         total = sum(len(features) for features in images)
         checks.require(
@@ -238,11 +230,30 @@ class PrunedModel:
         self.kept = self._by_row(placeholder, [len(features) for features in images], groups)
         return dropped, kept_rows
 
+    def _choose_rows(self, features: Tensor) -> tuple[Tensor, list[Choice]]:
+        """Runs the pruner on every group of one image's features [n, d].
+
+        Returns:
+            The rows that stay, int64 [k], ascending, and what was chosen in each group.
+        """
+        stays = torch.ones(len(features), dtype=torch.bool, device=features.device)
+        chosen: list[Choice] = []
+        for group in self.family.groups(self.model, features):
+            tokens = VisualTokens(features[group.rows].detach(), grid=group.grid)
+            indices = self.pruner.select(tokens)
+            stays[group.rows] = False
+            stays[group.rows[indices]] = True
+            chosen.append((indices, len(tokens), group.grid))
+        # The number kept is known from the groups: reading it off the flags would stall a GPU.
+        k = len(features) - sum(size - len(indices) for indices, size, _ in chosen)
+        order = torch.sort(stays.to(torch.uint8), descending=True, stable=True).indices
+        return order[:k], chosen
+
     @staticmethod
     def _by_row(
         placeholder: Tensor,
         lengths: list[int],
-        groups: Sequence[Sequence[tuple[Tensor, int, tuple[int, int] | None]]],
+        groups: Sequence[Sequence[Choice]],
     ) -> list[list[KeptGroup]]:
         """Deals the images' groups out to the rows of the batch whose placeholders they fill."""
         if len(placeholder) == 1:

@@ -39,6 +39,7 @@ class Pruner(ABC):
     def __post_init__(self) -> None:
         object.__setattr__(self, "keep", check_keep(self.keep))
 
+    @torch.no_grad()
     def select(self, tokens: VisualTokens) -> Tensor:
         """The indices of the tokens to keep.
 

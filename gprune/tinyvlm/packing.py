@@ -77,13 +77,17 @@ def pack(
 
 
 def packed_logits(
-    model: LlavaForConditionalGeneration, features: Tensor, packed: PackedQuestions
+    model: LlavaForConditionalGeneration,
+    features: Tensor,
+    packed: PackedQuestions,
+    places: Tensor | None = None,
 ) -> Tensor:
     """Logits of the text tokens, [b, L, vocabulary].
 
     Args:
         features: projected visual features, [b, n, d].
         packed: the questions.
+        places: original index of each visual token where some were pruned, [b, n].
     """
     b, n, _ = features.shape
     language = model.model.language_model
@@ -101,9 +105,9 @@ def packed_logits(
     # An additive float mask: a bool mask takes a slower path on CPU.
     mask = torch.zeros(b, 1, total, total, dtype=embeds.dtype, device=features.device)
     mask.masked_fill_(~seen[:, None], torch.finfo(embeds.dtype).min)
-    positions = torch.cat(
-        [torch.arange(1 + n, device=features.device).expand(b, -1), packed.positions], 1
-    )
+    if places is None:
+        places = torch.arange(n, device=features.device).expand(b, -1)
+    positions = torch.cat([torch.zeros_like(places[:, :1]), places + 1, packed.positions], 1)
     hidden = language(
         inputs_embeds=embeds, attention_mask=mask, position_ids=positions, use_cache=False
     ).last_hidden_state

@@ -131,7 +131,7 @@ class Scene:
     tints: tuple[str, str]
     phases: tuple[float, float]
     objects: tuple[Object, ...]
-    text: Text | None
+    texts: tuple[Text, ...]
 
     def draw(self) -> Image.Image:
         """The RGB picture, ``IMAGE_SIZE`` pixels a side."""
@@ -141,10 +141,10 @@ class Scene:
         pen = ImageDraw.Draw(canvas)
         for item in self.objects:
             draw_shape(pen, item, COLORS[item.color], SUPERSAMPLE)
-        if self.text is not None:
-            font = load_font(self.text.font, self.text.size * SUPERSAMPLE)
-            left, top = self.text.box[0] * SUPERSAMPLE, self.text.box[1] * SUPERSAMPLE
-            pen.text((left, top), self.text.digits, font=font, fill=INK, anchor="lt")
+        for text in self.texts:
+            font = load_font(text.font, text.size * SUPERSAMPLE)
+            left, top = text.box[0] * SUPERSAMPLE, text.box[1] * SUPERSAMPLE
+            pen.text((left, top), text.digits, font=font, fill=INK, anchor="lt")
         return canvas.resize((IMAGE_SIZE, IMAGE_SIZE), Image.Resampling.BOX)
 
     def patch_labels(self) -> tuple[np.ndarray, np.ndarray]:
@@ -159,10 +159,10 @@ class Scene:
         for item in self.objects:
             draw_shape(kind_pen, item, KINDS.index(item.shape), 1)
             draw_shape(hue_pen, item, HUES.index(item.color), 1)
-        if self.text is not None:
-            _, top, right, bottom = self.text.box
-            ends = (*self.text.edges[1:], right)
-            for digit, start, end in zip(self.text.digits, self.text.edges, ends, strict=True):
+        for text in self.texts:
+            _, top, right, bottom = text.box
+            ends = (*text.edges[1:], right)
+            for digit, start, end in zip(text.digits, text.edges, ends, strict=True):
                 # A glyph's strokes are thin: its whole box stands for the digit.
                 area = (start, top, max(start, end - 1), bottom - 1)
                 kind_pen.rectangle(area, fill=KINDS.index(digit))
@@ -178,17 +178,13 @@ class Scene:
         """True where a patch shows an object or a digit rather than background: [GRID, GRID]."""
         return self.patch_labels()[0] < len(KINDS) - len(PATTERNS)
 
-    def ask(self, kinds: Sequence[str] = QUESTION_TYPES, variant: int = 0) -> list[Question]:
-        """At most one question of each kind asked for, those that this scene can answer.
-
-        Another ``variant`` asks about something else where the scene has it.
-        """
+    def ask(self, kinds: Sequence[str] = QUESTION_TYPES) -> list[Question]:
+        """At most one question of each kind asked for, those that this scene can answer."""
         # A stream of its own: which kinds are asked must not change how another is worded.
-        first = 1 + variant * len(QUESTION_TYPES)
         questions = (
             ASKERS[kind](
                 self,
-                stream(self.split, self.seed, self.index, first + QUESTION_TYPES.index(kind)),
+                stream(self.split, self.seed, self.index, 1 + QUESTION_TYPES.index(kind)),
             )
             for kind in kinds
         )
@@ -211,35 +207,42 @@ class Scene:
         return pixels
 
 
-# The types that need a colour and a shape, or two places, bound together: learned last.
-BINDING_TYPES = ("color", "shape", "exist", "relation")
-
-
 def make_scene(split: str, seed: int, index: int, crowded: bool = False) -> Scene:
-    """The scene of ``(split, seed, index)``; ``crowded`` asks for many small objects.
-
-    Crowded scenes give a dense per-patch objective more to learn from each picture.
+    """The scene of ``(split, seed, index)``; ``crowded`` asks for several numbers and
+    many small objects, which give a dense per-patch objective more to learn from each picture.
     """
     if split not in SPLITS:
         raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {split!r}")
     rng = stream(split, seed, index, 0)
     layout = str(rng.choice(list(SIDES)))
     border = int(rng.integers(IMAGE_SIZE * 3 // 8, IMAGE_SIZE * 5 // 8 + 1))
-    patterns = tuple(str(name) for name in rng.choice(PATTERNS, 2))
-    tints = tuple(str(name) for name in rng.choice(list(TINTS), 2, replace=False))
+    first, second = rng.choice(PATTERNS, 2)
+    patterns = (str(first), str(second))
+    first, second = rng.choice(list(TINTS), 2, replace=False)
+    tints = (str(first), str(second))
     phases = (float(rng.random()), float(rng.random()))
     taken: list[tuple[float, float, float, float]] = []
-    text = None
-    if rng.random() < (0.9 if crowded else 0.75):
-        text = _place_text(rng, taken)
-    wanted = int(rng.integers(7, 13)) if crowded else int(rng.integers(1, 8))
+    numbers = int(rng.integers(2, 6)) if crowded else int(rng.random() < 0.75)
+    texts = [text for _ in range(numbers) if (text := _place_text(rng, taken)) is not None]
+    wanted = int(rng.integers(5, 11)) if crowded else int(rng.integers(1, 8))
     scale = 0.75 if crowded else float(rng.uniform(0.7, 1.6))
     objects = []
     for _ in range(wanted):
         item = _place_object(rng, taken, scale)
         if item is not None:
             objects.append(item)
-    return Scene(split, seed, index, layout, border, patterns, tints, phases, tuple(objects), text)  # type: ignore[arg-type]
+    return Scene(
+        split=split,
+        seed=seed,
+        index=index,
+        layout=layout,
+        border=border,
+        patterns=patterns,
+        tints=tints,
+        phases=phases,
+        objects=tuple(objects),
+        texts=tuple(texts),
+    )
 
 
 def stream(split: str, seed: int, index: int, purpose: int) -> np.random.Generator:
@@ -286,7 +289,7 @@ def _place_text(
     rng: np.random.Generator, taken: list[tuple[float, float, float, float]]
 ) -> Text | None:
     digits = "".join(str(digit) for digit in rng.integers(0, 10, 3))
-    name, size = str(rng.choice(FONTS)), int(rng.integers(15, 25))
+    name, size = str(rng.choice(FONTS)), int(rng.integers(16, 26))
     font = load_font(name, size * SUPERSAMPLE)
     left, top, right, bottom = font.getbbox(digits, anchor="lt")
     width, height = (right - left) / SUPERSAMPLE, (bottom - top) / SUPERSAMPLE
@@ -382,9 +385,9 @@ def heaviest_label(labels: np.ndarray, weight: np.ndarray) -> np.ndarray:
 
 
 def _ask_text(scene: Scene, rng: np.random.Generator) -> Question | None:
-    if scene.text is None:
+    if len(scene.texts) != 1:
         return None
-    return Question("text", "what number is written in the image?", scene.text.digits)
+    return Question("text", "what number is written in the image?", scene.texts[0].digits)
 
 
 def _ask_count(scene: Scene, rng: np.random.Generator) -> Question | None:

@@ -24,23 +24,24 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
-from transformers import LlavaForConditionalGeneration
 
 from gprune.tinyvlm import easyvqa
+from gprune.tinyvlm.accuracy import (
+    VISUAL_TOKENS,
+    by_type,
+    held_out,
+    score,
+    to_pixels,
+    vision_features,
+)
 from gprune.tinyvlm.model import build_model, build_processor
-from gprune.tinyvlm.packing import IGNORED, PackedQuestions, answered, pack, packed_logits
+from gprune.tinyvlm.packing import IGNORED, PackedQuestions, pack, packed_logits
 from gprune.tinyvlm.scenes import (
-    BINDING_TYPES,
-    GRID,
     HUES,
     KINDS,
-    QUESTION_TYPES,
-    Question,
     make_scene,
 )
 from gprune.tinyvlm.vocabulary import build_tokenizer
-
-VISUAL_TOKENS = GRID * GRID
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ class Recipe:
     batch: int = 16
     patch_steps: int = 2000
     patch_rate: float = 1e-3
-    answer_steps: int = 3300
+    answer_steps: int = 3000
     answer_rate: float = 1e-3
     vision_rate: float = 4e-4
     warmup: int = 150
@@ -99,9 +100,7 @@ class Steps(Dataset[Batch]):
         ]
         for scene in scenes:
             pictures.append(scene.draw())
-            # Binding arrives last in training, so those types are asked twice.
-            asked = scene.ask() + scene.ask(BINDING_TYPES, variant=1)
-            questions.append(list(dict.fromkeys(asked)))
+            questions.append(scene.ask())
         for index in rng.choice(easyvqa.indices("train"), recipe.easy_vqa_images, replace=False):
             pictures.append(easyvqa.image("train", int(index)))
             questions.append(easyvqa.ask("train", int(index), recipe.easy_vqa_questions, rng))
@@ -113,12 +112,6 @@ class Steps(Dataset[Batch]):
             torch.cat([hues, unlabelled]),
             pack(questions, self.tokenizer, VISUAL_TOKENS),
         )
-
-
-def to_pixels(pictures: list[Any]) -> Tensor:
-    """What the image processor makes of pictures that already have the right size."""
-    stacked = torch.from_numpy(np.stack([np.asarray(picture) for picture in pictures]))
-    return stacked.permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
 def dense(scenes: list[Any]) -> tuple[Tensor, Tensor]:
@@ -145,11 +138,6 @@ class PatchHeads(nn.Module):
         kind = F.cross_entropy(self.kind(x).flatten(0, 1), batch.kinds.flatten())
         hue = F.cross_entropy(self.hue(x).flatten(0, 1), batch.hues.flatten())
         return kind + hue
-
-
-def vision_features(model: LlavaForConditionalGeneration, pixels: Tensor) -> Tensor:
-    """The vision tower's patch features before the projector, [b, n, width]."""
-    return model.model.vision_tower(pixels).last_hidden_state[:, 1:]
 
 
 def cosine(step: int, total: int, warmup: int) -> float:
@@ -278,14 +266,29 @@ class Trainer:
         with (self.folder / "log.jsonl").open("a") as stream:
             stream.write(json.dumps(record) + "\n")
 
-    def run(self, stage: str, steps: int, progress: Progress, save_every: int) -> None:
-        """Trains one stage from where it stands to ``steps``."""
-        start = getattr(self.done, stage)
-        if start >= steps:
+    def run(
+        self,
+        stage: str,
+        steps: int,
+        progress: Progress,
+        save_every: int,
+        stop_after: int | None = None,
+    ) -> None:
+        """Trains one stage from where it stands to ``steps``.
+
+        Args:
+            stage: ``patches`` or ``answers``.
+            steps: length of the stage, which the learning rate's schedule goes by.
+            progress: shows how far it is.
+            save_every: steps between saves; the last step is saved too.
+            stop_after: leaves the stage unfinished after this step.
+        """
+        start, last = getattr(self.done, stage), steps if stop_after is None else stop_after
+        if start >= last:
             return
         recipe, optimizer = self.recipe, self.optimizer(stage)
         loader = DataLoader(
-            Steps(recipe, stage, start, steps), batch_size=None, num_workers=1, prefetch_factor=8
+            Steps(recipe, stage, start, last), batch_size=None, num_workers=1, prefetch_factor=8
         )
         task = progress.add_task(stage, total=steps, completed=start, note="")
         self.modules.train()
@@ -305,49 +308,29 @@ class Trainer:
             note = " ".join(f"{name} {value:.3f}" for name, value in running.items())
             progress.update(task, completed=step + 1, note=note)
             setattr(self.done, stage, step + 1)
-            if (step + 1) % save_every == 0 or step + 1 == steps:
+            if (step + 1) % save_every == 0 or step + 1 == last:
                 now = time.perf_counter()
                 self.done.seconds[stage] += now - began
                 began = now
                 self.save(optimizer)
                 record = {"stage": stage, "step": step + 1, "seconds": self.done.seconds[stage]}
                 if stage == "answers":
-                    record["validation"] = validate(self.model, "validation", scenes=96, easy=48)
-                    self.modules.train()
+                    record["validation"] = self.validate()
                 self.log(**record, **{f"loss_{name}": value for name, value in running.items()})
+
+    def validate(self) -> dict[str, float]:
+        """Share of right answers by question type on a few validation pictures, unpruned."""
+        self.modules.eval()
+        samples = held_out("validation", scenes=96, easy_vqa=48)
+        outcomes = by_type(samples, score(self.model, samples))
+        self.modules.train()
+        return {kind: float(np.mean(results)) for kind, results in outcomes.items()}
 
     def finish(self) -> None:
         """Writes the checkpoint: bf16 weights and the processor, in transformers' own format."""
         out = self.folder / "checkpoint"
         self.model.eval().to(torch.bfloat16).save_pretrained(out)
         build_processor().save_pretrained(out)
-
-
-@torch.inference_mode()
-def validate(
-    model: LlavaForConditionalGeneration, split: str, scenes: int, easy: int, batch: int = 16
-) -> dict[str, float]:
-    """Share of whole answers that greedy decoding gets right, by question type, all tokens kept."""
-    model.eval()
-    tokenizer = build_tokenizer()
-    samples: list[tuple[Any, list[Question]]] = []
-    for index in range(scenes):
-        scene = make_scene(split, 0, index)
-        samples.append((scene.draw(), scene.ask()))
-    samples += [
-        (easyvqa.image(split, index), easyvqa.ask(split, index, 8))
-        for index in easyvqa.indices(split)[:easy]
-    ]
-    right: dict[str, list[bool]] = {kind: [] for kind in (*QUESTION_TYPES, "easy_vqa")}
-    for start in range(0, len(samples), batch):
-        pictures, questions = zip(*samples[start : start + batch], strict=True)
-        packed = pack(questions, tokenizer, VISUAL_TOKENS)
-        features = vision_features(model, to_pixels(list(pictures)))
-        logits = packed_logits(model, model.model.multi_modal_projector(features), packed)
-        for asked, outcome in zip(packed.questions, answered(logits, packed), strict=True):
-            for item, good in zip(asked, outcome, strict=True):
-                right[item.kind].append(good)
-    return {kind: float(np.mean(outcomes)) for kind, outcomes in right.items() if outcomes}
 
 
 app = typer.Typer(add_completion=False)

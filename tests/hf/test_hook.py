@@ -296,6 +296,29 @@ def test_loss_sees_the_kept_positions_only(family, model):
     assert torch.allclose(output.loss, expected)
 
 
+def test_gradients_flow_through_the_kept_tokens(family, model):
+    batch = make_batch(family, model, [1])
+    pixels = batch.inputs["pixel_values"].clone().requires_grad_()
+    with GPrune(keep=0.3)(model):
+        model(**{**batch.inputs, "pixel_values": pixels}).logits.sum().backward()
+    model.zero_grad()
+    assert pixels.grad.abs().sum() > 0
+
+
+def test_beams_choose_once_for_each_image(family, model, monkeypatch):
+    batch = make_batch(family, model, [1, 2])
+    calls = []
+    original = GPrune.choose
+    monkeypatch.setattr(
+        GPrune, "choose", lambda self, tokens, k: calls.append(k) or original(self, tokens, k)
+    )
+    with GPrune(keep=0.3)(model) as pruned:
+        model.generate(**batch.inputs, num_beams=3, max_new_tokens=2)
+        assert len(pruned.kept) == 6
+    groups = {"llava": 1, "llava_next": 2}[family]
+    assert len(calls) == 3 * groups
+
+
 def test_text_only_passes_unchanged(family, model):
     batch = make_batch(family, model, [0, 0])
     untouched = model.generate(**batch.inputs, **GREEDY)

@@ -1,0 +1,109 @@
+"""How often the tiny VLM answers right, by question type, with any pruner."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from transformers import LlavaForConditionalGeneration
+
+from gprune.pruners import Pruner
+from gprune.tinyvlm import easyvqa
+from gprune.tinyvlm.packing import answered, pack, packed_logits
+from gprune.tinyvlm.scenes import GRID, QUESTION_TYPES, Question, make_scene
+from gprune.tinyvlm.vocabulary import build_tokenizer
+from gprune.tokens import VisualTokens
+
+VISUAL_TOKENS = GRID * GRID
+# In the order of tables: what scenes ask, then the third-party set.
+TYPES = (*QUESTION_TYPES, "easy_vqa")
+
+
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """A picture with its questions."""
+
+    image: Image.Image
+    questions: list[Question]
+
+
+def held_out(split: str, scenes: int, easy_vqa: int, seed: int = 0) -> list[Sample]:
+    """The first pictures of a split: generated scenes, then the official easy-VQA ones.
+
+    Args:
+        split: ``validation`` or ``test``.
+        scenes: how many generated scenes.
+        easy_vqa: how many easy-VQA pictures, each with at most eight of its questions.
+        seed: of the scenes.
+    """
+    generated = (make_scene(split, seed, index) for index in range(scenes))
+    samples = [Sample(scene.draw(), scene.ask()) for scene in generated]
+    samples += [
+        Sample(easyvqa.image(split, index), easyvqa.ask(split, index, 8))
+        for index in easyvqa.indices(split)[:easy_vqa]
+    ]
+    return samples
+
+
+def to_pixels(pictures: Sequence[Image.Image]) -> Tensor:
+    """What the image processor makes of pictures that already have the right size, [b, 3, h, w]."""
+    stacked = torch.from_numpy(np.stack([np.asarray(picture) for picture in pictures]))
+    return stacked.permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def vision_features(model: LlavaForConditionalGeneration, pixels: Tensor) -> Tensor:
+    """The vision tower's patch features before the projector, [b, n, width]."""
+    return model.model.vision_tower(pixels).last_hidden_state[:, 1:]
+
+
+def projected_batches(
+    model: LlavaForConditionalGeneration, samples: Sequence[Sample], batch: int = 16
+) -> Iterator[tuple[Tensor, list[list[Question]]]]:
+    """Projected features [b, n, d] with their questions, a batch at a time."""
+    for start in range(0, len(samples), batch):
+        part = samples[start : start + batch]
+        pixels = to_pixels([sample.image for sample in part])
+        features = model.model.multi_modal_projector(vision_features(model, pixels))
+        yield features, [sample.questions for sample in part]
+
+
+@torch.inference_mode()
+def score(
+    model: LlavaForConditionalGeneration,
+    samples: Sequence[Sample],
+    pruner: Pruner | None = None,
+) -> list[list[bool]]:
+    """Whether greedy decoding gives each question's whole answer, by picture.
+
+    Selects and numbers tokens as ``with pruner(model)`` does, but asks all questions of a picture
+    in one pass; a test holds the two against each other.
+
+    Args:
+        model: in evaluation mode.
+        samples: pictures with questions.
+        pruner: None keeps all tokens.
+    """
+    tokenizer = build_tokenizer()
+    outcomes: list[list[bool]] = []
+    for features, questions in projected_batches(model, samples):
+        packed = pack(questions, tokenizer, VISUAL_TOKENS)
+        places = None
+        if pruner is not None:
+            chosen = [pruner.select(VisualTokens(x, grid=(GRID, GRID))) for x in features]
+            places = torch.stack(chosen)  # equal counts: every picture has as many tokens
+            features = features.gather(1, places[..., None].expand(-1, -1, features.shape[2]))
+        outcomes += answered(packed_logits(model, features, packed, places), packed)
+    return outcomes
+
+
+def by_type(samples: Sequence[Sample], outcomes: Sequence[Sequence[bool]]) -> dict[str, list[bool]]:
+    """The outcomes of `score` by question type, in the order of `TYPES`."""
+    right: dict[str, list[bool]] = {kind: [] for kind in TYPES}
+    for sample, results in zip(samples, outcomes, strict=True):
+        for question, good in zip(sample.questions, results, strict=True):
+            right[question.kind].append(good)
+    return {kind: results for kind, results in right.items() if results}

@@ -1,0 +1,305 @@
+"""The commands: what they print, and one clear sentence with exit code 2 for bad use."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from transformers import LlamaConfig, LlamaForCausalLM
+from typer.testing import CliRunner
+
+import gprune
+from gprune.cli import app, parse_keep
+from gprune.tinyvlm import make_scene
+from gprune.tinyvlm.model import checkpoint_folder
+from tests.hf.models import llava_next
+
+TINY = str(checkpoint_folder())
+
+
+def call(*arguments):
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    if result.exception and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result
+
+
+def as_json(*arguments):
+    result = call(*arguments, "--json")
+    assert result.exit_code == 0, result.output
+    return json.loads(result.stdout)  # one object and nothing else
+
+
+@pytest.fixture
+def picture(tmp_path):
+    path = tmp_path / "scene.png"
+    make_scene("test", 0, 5).draw().save(path)
+    return path
+
+
+def test_demo_as_json(tmp_path):
+    out = tmp_path / "new" / "demo.png"
+    result = as_json("demo", "--keep", "0.36", "--out", out)
+    assert set(result) == {
+        *("model", "method", "keep", "question", "expected", "answer_full", "answer_pruned"),
+        *("visual_tokens", "kept_tokens", "flops_full", "flops_pruned", "flops_saved"),
+        *("prefill_ms_full", "prefill_ms_pruned", "overlay"),
+    }
+    assert (result["visual_tokens"], result["kept_tokens"]) == (196, 70)
+    assert result["answer_full"] == result["expected"]
+    assert 0.5 < result["flops_saved"] < 0.7
+    assert result["flops_saved"] == 1 - result["flops_pruned"] / result["flops_full"]
+    with Image.open(result["overlay"]) as drawn:
+        assert Path(result["overlay"]) == out
+        assert drawn.width > 600
+
+
+@pytest.mark.parametrize("method", gprune.methods())
+def test_demo_with_every_method(tmp_path, method):
+    out = tmp_path / "demo.png"
+    result = as_json("demo", "--method", method, "--keep", "64", "--seed", "3", "--out", out)
+    assert result["method"] == method
+    assert result["kept_tokens"] == 64
+    assert out.is_file()
+
+
+def test_demo_keeping_everything_answers_the_same(tmp_path):
+    result = as_json("demo", "--keep", "1", "--out", tmp_path / "demo.png")
+    assert result["kept_tokens"] == 196
+    assert result["answer_full"] == result["answer_pruned"]
+    assert result["flops_saved"] == 0
+
+
+def test_demo_for_people(tmp_path, picture):
+    out = tmp_path / "demo.png"
+    question = "how many shapes are there?"
+    result = call("demo", "--image", picture, "--question", question, "--out", out)
+    assert result.exit_code == 0
+    assert "70 of 196 tokens" in result.stdout
+    assert "prefill" in result.stdout
+
+
+def test_run_on_a_local_checkpoint(tmp_path, picture):
+    out = tmp_path / "kept.png"
+    result = as_json(
+        *("run", TINY, "--image", picture, "--prompt", "how many shapes are there?"),
+        *("--compare", "--keep", "0.5", "--out", out),
+    )
+    assert result["answer_full"] == str(len(make_scene("test", 0, 5).objects))
+    assert result["kept_tokens"] == 98
+    assert result["prefill_ms_full"] > 0
+    assert out.is_file()
+    alone = as_json("run", TINY, "--image", picture, "--prompt", "how many shapes are there?")
+    assert alone["answer_full"] is None
+    assert alone["prefill_ms_full"] is None
+
+
+def test_run_several_images_without_a_chat_template(tmp_path, picture):
+    """LLaVA-NeXT, a plain prompt and two pictures of different shapes."""
+    from transformers import CLIPImageProcessorPil, LlavaNextProcessor  # noqa: F401
+    from transformers.models.llava_next.image_processing_pil_llava_next import (
+        LlavaNextImageProcessorPil,
+    )
+
+    from gprune.tinyvlm.vocabulary import build_tokenizer
+
+    tokenizer = build_tokenizer()
+    model = llava_next()
+    model.config.image_token_id = tokenizer.convert_tokens_to_ids("<image>")
+    model.resize_token_embeddings(len(tokenizer))
+    model.config.architectures = ["LlavaNextForConditionalGeneration"]
+    images = LlavaNextImageProcessorPil(
+        size={"shortest_edge": 32},
+        crop_size={"height": 32, "width": 32},
+        image_grid_pinpoints=model.config.image_grid_pinpoints,
+    )
+    processor = LlavaNextProcessor(
+        images,
+        tokenizer,
+        patch_size=8,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+    )
+    model.save_pretrained(tmp_path / "next")
+    processor.save_pretrained(tmp_path / "next")
+    wide = tmp_path / "wide.png"
+    Image.new("RGB", (90, 30), (200, 30, 30)).save(wide)
+    result = as_json(
+        *("run", tmp_path / "next", "--image", picture, "--image", wide),
+        *("--prompt", "what color is the circle?", "--max-new-tokens", "3", "--compare"),
+        *("--out", tmp_path / "kept.png"),
+    )
+    assert 0 < result["kept_tokens"] < result["visual_tokens"]
+    assert (tmp_path / "kept.png").is_file()
+
+
+@pytest.fixture
+def broken_images(tmp_path, picture):
+    text = tmp_path / "notes.txt"
+    text.write_text("not a picture")
+    cut = tmp_path / "cut.png"
+    cut.write_bytes(picture.read_bytes()[:200])
+    empty = tmp_path / "empty.png"
+    empty.touch()
+    huge = tmp_path / "huge.png"
+    # A header that claims 60,000 x 60,000 pixels.
+    data = bytearray(picture.read_bytes())
+    data[16:24] = (60_000).to_bytes(4, "big") * 2
+    import zlib
+
+    data[29:33] = zlib.crc32(data[12:29]).to_bytes(4, "big")
+    huge.write_bytes(data)
+    return {
+        "absent": tmp_path / "absent.png",
+        "folder": tmp_path,
+        "text": text,
+        "cut": cut,
+        "empty": empty,
+        "huge": huge,
+    }
+
+
+@pytest.mark.parametrize("kind", ["absent", "folder", "text", "cut", "empty", "huge"])
+@pytest.mark.parametrize("command", ["demo", "run"])
+def test_bad_images(broken_images, kind, command):
+    path = broken_images[kind]
+    arguments = ["demo"] if command == "demo" else ["run", TINY, "--prompt", "what?"]
+    result = call(*arguments, "--image", path)
+    assert result.exit_code == 2
+    assert result.stdout == ""
+    message = "does not exist" if kind == "absent" else "cannot be read"
+    assert result.stderr.count("\n") == 1
+    assert message in result.stderr
+
+
+def test_unsupported_and_unreadable_models(tmp_path, picture):
+    config = LlamaConfig(
+        vocab_size=8, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1
+    )
+    LlamaForCausalLM(config).save_pretrained(tmp_path / "llama")
+    (tmp_path / "empty").mkdir()
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    for file in Path(TINY).iterdir():
+        data = file.read_bytes()
+        (broken / file.name).write_bytes(data[:5000] if file.suffix == ".safetensors" else data)
+    pickled = tmp_path / "pickled"
+    pickled.mkdir()
+    (pickled / "config.json").write_bytes((Path(TINY) / "config.json").read_bytes())
+    torch.save({}, pickled / "pytorch_model.bin")
+    for name, message in [
+        ("llama", "LlamaForCausalLM, which gprune cannot prune yet; supported: Llava"),
+        ("empty", "cannot be loaded"),
+        ("broken", "cannot be loaded"),
+        ("pickled", "cannot be loaded"),
+        ("nosuch", "cannot be loaded"),
+    ]:
+        result = call("run", tmp_path / name, "--image", picture, "--prompt", "what?")
+        assert result.exit_code == 2, name
+        assert message in result.stderr
+        assert result.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["demo", "--keep", "0"], "keep=0"),
+        (["demo", "--keep", "1.5"], "keep=1.5"),
+        (["demo", "--keep", "nan"], "keep=nan"),
+        (["demo", "--keep", "much"], "keep='much' is no number"),
+        (["demo", "--method", "nosuch"], "method 'nosuch' is unknown; choose one of gprune"),
+        (["demo", "--question", "where is my dog?"], "does not know: where, my, dog"),
+        (["run", TINY, "--prompt", "x", "--image", "PICTURE", "--device", "warp"], "device='warp'"),
+        (["run", TINY, "--prompt", "x", "--image", "PICTURE", "--device", "cuda:77"], "device="),
+        (["run", TINY, "--prompt", "x", "--image", "PICTURE", "--dtype", "int8"], "dtype='int8'"),
+        (["flops"], "sizes are missing"),
+        (["flops", "--hidden-size", "8"], "sizes are missing"),
+    ],
+)
+def test_bad_use(arguments, message, picture):
+    result = call(*[picture if argument == "PICTURE" else argument for argument in arguments])
+    assert result.exit_code == 2
+    assert message in result.stderr
+    assert result.stderr.count("\n") == 1
+    assert result.stdout == ""
+
+
+SIZES = ("--hidden-size", 4096, "--intermediate-size", 11008, "--layers", 32)
+
+
+@pytest.mark.parametrize(("kept", "tera"), [(192, 0.976), (128, 0.649), (64, 0.323)])
+def test_flops_of_llava_7b(kept, tera):
+    result = as_json(
+        "flops", *SIZES, "--visual-tokens", 576, "--keep", kept, "--convention", "fastv"
+    )
+    assert round(result["flops_full"] / 1e12, 3) == 2.986
+    assert round(result["flops_pruned"] / 1e12, 3) == tera
+    assert result["kept_tokens"] == kept
+    assert result["kv_bytes_full"] == 2 * 32 * 4096 * 2 * 576
+    assert result["kv_bytes_pruned"] == 2 * 32 * 4096 * 2 * kept
+
+
+def test_flops_with_text_and_a_target():
+    sizes = ("--hidden-size", 4096, "--intermediate-size", 14336, "--layers", 32)
+    llama = (*sizes, "--heads", 32, "--kv-heads", 8)
+    result = as_json(
+        *("flops", *llama, "--visual-tokens", 2880, "--text-tokens", 60),
+        *("--target-saving", 0.6357, "--convention", "linear"),
+    )
+    assert result["flops_saved"] >= 0.6357
+    assert result["kept_tokens"] == pytest.approx(2880 - 0.6357 * 2940, abs=1)
+    both = call("flops", *SIZES, "--visual-tokens", 9, "--keep", 3, "--target-saving", 0.5)
+    assert both.exit_code == 2
+    assert "either --keep or --target-saving" in both.stderr
+
+
+def test_flops_of_a_checkpoint():
+    result = as_json("flops", TINY, "--keep", "0.36")
+    assert result["visual_tokens"] == 196
+    assert result["vision_tower_flops"] > 0
+    people = call("flops", TINY, "--keep", "0.36")
+    assert "70 of 196 visual tokens" in people.stdout
+
+
+def test_methods():
+    listed = as_json("methods")["methods"]
+    assert [row["name"] for row in listed] == gprune.methods()
+    assert listed[0]["options"] == {"threshold": 0.5, "temperature": 0.03, "iterations": 5}
+    assert "uniform_grid" in call("methods").stdout
+
+
+@pytest.mark.parametrize("command", ["demo", "run", "methods", "flops"])
+def test_help_has_an_example(command):
+    result = call(command, "--help")
+    assert result.exit_code == 0
+    assert f"Example: gprune {command}" in " ".join(result.stdout.split())
+
+
+def test_keep_as_text():
+    assert parse_keep("0.36") == 0.36
+    assert parse_keep("64") == 64
+    assert isinstance(parse_keep("64"), int)
+    assert parse_keep("1") == 1.0
+    assert isinstance(parse_keep("1"), float)
+
+
+def test_the_installed_command():
+    environment = {**os.environ, "COLUMNS": "80"}
+    command = [str(Path(sys.executable).parent / "gprune"), "--version"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    assert done.stdout == f"gprune {gprune.__version__}\n"
+
+
+def test_importing_gprune_is_light():
+    code = (
+        "import sys, gprune; heavy = {'transformers', 'matplotlib', 'vllm', 'gradio'};"
+        "print(sorted(heavy & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"

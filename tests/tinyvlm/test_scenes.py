@@ -1,0 +1,169 @@
+"""The scenes: reproducible, apart by split, and their answers right by other means."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from gprune.tinyvlm import QUESTION_TYPES, make_scene
+from gprune.tinyvlm import scenes as module
+from gprune.tinyvlm.scenes import COLORS, GRID, HUES, KINDS, PATTERNS, SHAPES, SIDES, TINTS
+
+SCENES = [make_scene("validation", 3, index) for index in range(150)]
+
+
+def test_the_same_triple_gives_the_same_picture():
+    one, other = make_scene("test", 1, 7), make_scene("test", 1, 7)
+    assert one == other
+    assert one.draw().tobytes() == other.draw().tobytes()
+    assert one.ask() == other.ask()
+    assert one.ask(["count", "text"]) == [
+        q for kind in ("count", "text") for q in one.ask() if q.kind == kind
+    ]
+
+
+def test_splits_and_seeds_are_apart():
+    pictures = {
+        make_scene(split, seed, index).draw().tobytes()
+        for split in module.SPLITS
+        for seed in (0, 1)
+        for index in range(10)
+    }
+    assert len(pictures) == 60
+    with pytest.raises(ValueError, match="split must be one of train, validation, test"):
+        make_scene("dev", 0, 0)
+
+
+def test_scenes_vary_widely():
+    shares = [scene.foreground().mean() for scene in SCENES]
+    assert min(shares) < 0.06
+    assert max(shares) > 0.3
+    assert {len(scene.objects) for scene in SCENES} == {1, 2, 3, 4, 5, 6, 7}
+    assert 0.6 < np.mean([len(scene.texts) for scene in SCENES]) < 0.9
+    crowded = [make_scene("train", 0, index, crowded=True) for index in range(30)]
+    assert np.mean([len(scene.texts) for scene in crowded]) > 1.5
+
+
+def test_objects_are_where_and_what_the_scene_says():
+    for scene in SCENES[:50]:
+        pixels = np.asarray(scene.draw()).astype(int)
+        for item in scene.objects:
+            if item.shape == "ring":  # its centre is open
+                continue
+            colour = pixels[round(item.y), round(item.x)]
+            assert np.abs(colour - COLORS[item.color]).max() <= 3
+
+
+def test_nothing_overlaps():
+    for scene in SCENES:
+        boxes = [
+            (o.x - o.radius, o.y - o.radius, o.x + o.radius, o.y + o.radius) for o in scene.objects
+        ] + [text.box for text in scene.texts]
+        for i, one in enumerate(boxes):
+            assert min(one) >= 0
+            assert max(one) <= module.IMAGE_SIZE
+            for other in boxes[:i]:
+                apart_x = one[2] <= other[0] or other[2] <= one[0]
+                assert apart_x or one[3] <= other[1] or other[3] <= one[1]
+
+
+def test_patch_labels_agree_with_the_picture():
+    for scene in SCENES[:50]:
+        kinds, hues = scene.patch_labels()
+        assert kinds.shape == hues.shape == (GRID, GRID)
+        for item in scene.objects:
+            if item.shape == "ring":
+                continue
+            row, column = int(item.y) // 8, int(item.x) // 8
+            assert KINDS[kinds[row, column]] == item.shape
+            assert HUES[hues[row, column]] == item.color
+        background = {KINDS[k] for k in np.unique(kinds)} & set(PATTERNS)
+        assert background <= set(scene.patterns)
+        for text in scene.texts:
+            shown = {KINDS[k] for k in np.unique(kinds)}
+            assert set(text.digits) & shown
+
+
+def by_kind(kind):
+    return [
+        (scene, question) for scene in SCENES for question in scene.ask() if question.kind == kind
+    ]
+
+
+def test_every_kind_is_asked():
+    counts = Counter(q.kind for scene in SCENES for q in scene.ask())
+    assert set(counts) == set(QUESTION_TYPES)
+    assert min(counts.values()) > 60
+
+
+def test_answers_to_exist():
+    for scene, item in by_kind("exist"):
+        words = item.question.rstrip("?").split()
+        color, shape = words[-2:]
+        assert words[2] == ("an" if color == "orange" else "a")
+        there = any(o.color == color and o.shape == shape for o in scene.objects)
+        assert item.answer == ("yes" if there else "no")
+
+
+def test_answers_to_relation():
+    for scene, item in by_kind("relation"):
+        words = item.question.rstrip("?").split()
+        first = next(o for o in scene.objects if [o.color, o.shape] == words[2:4])
+        second = next(o for o in scene.objects if [o.color, o.shape] == words[-2:])
+        relation = words[4]
+        holds = {
+            "left": first.x < second.x,
+            "right": first.x > second.x,
+            "above": first.y < second.y,
+            "below": first.y > second.y,
+        }[relation]
+        assert item.answer == ("yes" if holds else "no")
+
+
+def test_answers_to_color_and_shape_have_one_referent():
+    for scene, item in by_kind("color"):
+        shape = item.question.rstrip("?").split()[-1]
+        assert [o.color for o in scene.objects if o.shape == shape] == [item.answer]
+    for scene, item in by_kind("shape"):
+        color = item.question.split()[-2]
+        assert [o.shape for o in scene.objects if o.color == color] == [item.answer]
+
+
+def test_answers_about_the_background_match_pixels():
+    for scene, item in by_kind("background_color"):
+        side = item.question.rstrip("?").split()[-1]
+        pixels = np.asarray(scene.draw()).astype(int)
+        edge = {
+            "left": pixels[:, :3],
+            "right": pixels[:, -3:],
+            "top": pixels[:3],
+            "bottom": pixels[-3:],
+        }[side].reshape(-1, 3)
+        # The tint itself is the brightest colour of its half.
+        brightest = edge[edge.sum(1).argmax()]
+        nearest = min(TINTS, key=lambda name: np.abs(brightest - TINTS[name]).sum())
+        assert nearest == item.answer
+        assert side in SIDES[scene.layout]
+
+
+def test_yes_and_no_are_balanced():
+    for kind in ("exist", "relation"):
+        answers = [item.answer for _, item in by_kind(kind)]
+        assert 0.35 < answers.count("yes") / len(answers) < 0.65
+
+
+def test_shapes_look_different():
+    """Each pair of shapes of one size differs in a good part of its area."""
+    from PIL import Image, ImageDraw
+
+    masks = []
+    for shape in SHAPES:
+        canvas = Image.new("L", (80, 80))
+        item = module.Object(shape, "red", 40, 40, 36)
+        module.draw_shape(ImageDraw.Draw(canvas), item, 1, 1)
+        masks.append(np.asarray(canvas).astype(bool))
+    for i, one in enumerate(masks):
+        for other in masks[:i]:
+            assert (one ^ other).sum() / (one | other).sum() > 0.15

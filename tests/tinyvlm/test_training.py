@@ -1,0 +1,178 @@
+"""The training: packing equals asking alone, a killed run resumes exactly, the result loads."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+
+import pytest
+import torch
+from transformers import AutoModelForImageTextToText, AutoProcessor
+from typer.testing import CliRunner
+
+from gprune import GPrune, UniformGridPruner
+from gprune.tinyvlm import easyvqa, load, make_scene
+from gprune.tinyvlm.accuracy import Sample, by_type, held_out, score, to_pixels, vision_features
+from gprune.tinyvlm.model import build_model, build_processor
+from gprune.tinyvlm.packing import IGNORED, answered, pack, packed_logits
+from gprune.tinyvlm.scenes import IMAGE_SIZE
+from gprune.tinyvlm.train import Recipe, Steps, Trainer, app, cosine
+from gprune.tinyvlm.vocabulary import UNKNOWN, build_tokenizer, unknown_words
+
+RECIPE = Recipe(batch=3, patch_steps=4, answer_steps=4, warmup=2, easy_vqa_images=1)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return build_model(0).eval()
+
+
+@pytest.mark.parametrize("keep", [1.0, 0.3])
+def test_packed_questions_are_answered_as_if_alone(model, keep):
+    """Against transformers' own generate on one question at a time, through the hook."""
+    processor = build_processor()
+    scenes = [make_scene("test", 5, index) for index in range(3)]
+    samples = [Sample(scene.draw(), scene.ask()) for scene in scenes]
+    pruner = UniformGridPruner(keep)
+    packed = pack([sample.questions for sample in samples], processor.tokenizer, 196)
+    with torch.no_grad():
+        features = vision_features(model, to_pixels([sample.image for sample in samples]))
+        features = model.model.multi_modal_projector(features)
+        if keep == 1.0:
+            logits = packed_logits(model, features, packed)
+        else:
+            from gprune import VisualTokens
+
+            places = torch.stack([pruner.select(VisualTokens(x, grid=(14, 14))) for x in features])
+            few = torch.stack([x[p] for x, p in zip(features, places, strict=True)])
+            logits = packed_logits(model, few, packed, places)
+    outcomes = answered(logits, packed)
+    for row, sample in enumerate(samples):
+        for segment, question in enumerate(sample.questions):
+            prompt = f"<image>{question.question}"
+            answer = processor.tokenizer.encode(question.answer, add_special_tokens=False)
+            inputs = processor(images=[sample.image], text=[prompt], return_tensors="pt")
+            ids = torch.cat([inputs["input_ids"], torch.tensor([answer])], 1)
+            with pruner(model), torch.no_grad():
+                alone = model(input_ids=ids, pixel_values=inputs["pixel_values"]).logits[0]
+                generated = model.generate(**inputs, do_sample=False, max_new_tokens=8)
+            mine = logits[row][packed.segments[row] == segment]
+            assert (alone[-len(mine) :] - mine).abs().max() < 1e-4
+            new = generated[0, inputs["input_ids"].shape[1] :].tolist()
+            whole = [*answer, model.config.text_config.eos_token_id]
+            assert outcomes[row][segment] == (new[: len(whole)] == whole)
+
+
+def test_score_counts_by_type(model):
+    samples = held_out("test", scenes=4, easy_vqa=2)
+    outcomes = score(model, samples, GPrune(0.5))
+    assert [len(results) for results in outcomes] == [len(sample.questions) for sample in samples]
+    asked = Counter(question.kind for sample in samples for question in sample.questions)
+    assert {kind: len(results) for kind, results in by_type(samples, outcomes).items()} == asked
+
+
+def test_every_word_is_known():
+    tokenizer = build_tokenizer()
+    for index in range(200):
+        for item in make_scene("train", 9, index).ask():
+            tokens = tokenizer.tokenize(f"{item.question} {item.answer}")
+            assert UNKNOWN not in tokens
+    for split in ("train", "test"):
+        for index in easyvqa.indices(split)[:200]:
+            for item in easyvqa.ask(split, index, 99):
+                assert UNKNOWN not in tokenizer.tokenize(f"{item.question} {item.answer}")
+    assert unknown_words(tokenizer, "What color is the Dog, please?") == ["dog", ",", "please"]
+    assert tokenizer.decode(tokenizer.encode("407", add_special_tokens=False)) == "407"
+
+
+def test_easy_vqa_splits_are_apart():
+    train, validation = easyvqa.indices("train"), easyvqa.indices("validation")
+    assert not set(train) & set(validation)
+    assert len(train) + len(validation) == 4000
+    assert len(easyvqa.indices("test")) == 1000
+    assert easyvqa.image("test", 0).size == (IMAGE_SIZE, IMAGE_SIZE)
+
+
+def test_training_pixels_are_the_processors():
+    processor = build_processor()
+    for picture in (make_scene("test", 0, 0).draw(), easyvqa.image("test", 3)):
+        inputs = processor(images=[picture], text=["<image>"], return_tensors="pt")
+        assert torch.allclose(inputs["pixel_values"], to_pixels([picture]), atol=1e-6)
+
+
+def test_batches_follow_from_the_step(tmp_path):
+    one = Steps(RECIPE, "answers", 0, 4)[3]
+    other = Steps(RECIPE, "answers", 3, 4)[0]
+    assert torch.equal(one.pixels, other.pixels)
+    assert torch.equal(one.packed.ids, other.packed.ids)
+    assert (one.kinds[-1] == IGNORED).all()  # easy-VQA has no dense labels
+    assert (one.kinds[0] >= 0).all()
+
+
+def weights(folder):
+    from safetensors.torch import load_file
+
+    return load_file(folder / "state.safetensors")
+
+
+def run(folder, patches, answers):
+    """Trains up to a point, as a run that is killed there does."""
+    from rich.progress import Progress
+
+    trainer = Trainer(folder, RECIPE)
+    with Progress(disable=True) as progress:
+        trainer.run("patches", RECIPE.patch_steps, progress, 2, stop_after=patches)
+        trainer.run("answers", RECIPE.answer_steps, progress, 2, stop_after=answers)
+    return trainer
+
+
+def test_a_killed_run_resumes_exactly(tmp_path, monkeypatch):
+    monkeypatch.setattr(Trainer, "validate", lambda self: {})
+    run(tmp_path / "whole", 4, 4)
+    run(tmp_path / "parts", 2, 0)
+    run(tmp_path / "parts", 4, 2)
+    run(tmp_path / "parts", 4, 4)
+    whole, parts = weights(tmp_path / "whole"), weights(tmp_path / "parts")
+    assert whole.keys() == parts.keys()
+    for name in whole.keys() - {"progress"}:
+        assert torch.equal(whole[name], parts[name]), name
+
+
+def test_another_recipe_in_the_same_folder_is_refused(tmp_path):
+    Trainer(tmp_path, RECIPE)
+    result = CliRunner().invoke(app, ["--out", str(tmp_path), "--seed", "5"])
+    assert result.exit_code == 2
+    assert "holds a run with another recipe" in result.output
+
+
+def test_one_command_trains_a_model_that_transformers_loads(tmp_path, monkeypatch):
+    monkeypatch.setattr("gprune.tinyvlm.train.held_out", lambda *a, **k: held_out("test", 2, 1))
+    options = ["--patch-steps", "2", "--answer-steps", "2", "--batch", "5", "--save-every", "1"]
+    result = CliRunner().invoke(app, ["--out", str(tmp_path), *options])
+    assert result.exit_code == 0, result.output
+    records = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [(r["stage"], r["step"]) for r in records] == [
+        ("patches", 1),
+        ("patches", 2),
+        ("answers", 1),
+        ("answers", 2),
+    ]
+    assert records[-1]["validation"]["count"] >= 0
+    model, processor = load(tmp_path / "checkpoint")
+    assert model.dtype == torch.float32
+    stock = AutoModelForImageTextToText.from_pretrained(tmp_path / "checkpoint", dtype="auto")
+    assert stock.dtype == torch.bfloat16
+    assert type(stock).__name__ == "LlavaForConditionalGeneration"
+    assert type(AutoProcessor.from_pretrained(tmp_path / "checkpoint")) is type(processor)
+
+
+def test_absent_checkpoint(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"gprune\.tinyvlm\.train"):
+        load(tmp_path)
+
+
+def test_learning_rate():
+    values = [cosine(step, 100, 10) for step in range(100)]
+    assert values[9] == 1
+    assert values == [*sorted(values[:10]), *sorted(values[10:], reverse=True)]
+    assert values[-1] == pytest.approx(0.01, abs=0.002)
