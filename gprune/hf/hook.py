@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import inspect
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -36,9 +36,6 @@ ATTENTION = ("eager", "sdpa")
 # Arguments with one value a position, and what stands in the padding.
 ROW_FIELDS = {"token_type_ids": 0, "mm_token_type_ids": 0, "labels": -100}
 
-# Kept indices of a group, its size and its grid.
-Choice = tuple[Tensor, int, tuple[int, int] | None]
-
 _active: weakref.WeakSet[PreTrainedModel] = weakref.WeakSet()
 
 
@@ -57,6 +54,71 @@ class KeptGroup:
     size: int
     grid: tuple[int, int] | None
     image: int
+
+
+@dataclass(frozen=True, eq=False)
+class ImageChoice:
+    """What was chosen of one image.
+
+    Attributes:
+        rows: rows of its features that stay, int64 [k], ascending.
+        groups: kept indices, size and grid of each group.
+    """
+
+    rows: Tensor
+    groups: list[tuple[Tensor, int, tuple[int, int] | None]]
+
+
+@dataclass(frozen=True, eq=False)
+class Selection:
+    """What was chosen at one prefill.
+
+    Attributes:
+        placeholder: where the call has image placeholders, bool [b, L].
+        lengths: rows of each image's features.
+        images: what was chosen of each image.
+    """
+
+    placeholder: Tensor
+    lengths: list[int]
+    images: list[ImageChoice]
+
+    @property
+    def kept_rows(self) -> list[Tensor]:
+        """For each image the rows of its features that stay."""
+        return [image.rows for image in self.images]
+
+    @property
+    def dropped_count(self) -> int:
+        """How many visual tokens go, known without reading a tensor."""
+        return sum(self.lengths) - sum(len(rows) for rows in self.kept_rows)
+
+    def dropped(self) -> Tensor:
+        """True at the placeholders that go, bool [b, L]."""
+        device = self.placeholder.device
+        total = sum(self.lengths)
+        stays = torch.zeros(total, dtype=torch.bool, device=device)
+        start = 0
+        for length, rows in zip(self.lengths, self.kept_rows, strict=True):
+            stays[rows.to(device) + start] = True
+            start += length
+        rank = self.placeholder.flatten().cumsum(0).view_as(self.placeholder) - 1
+        return self.placeholder & ~stays[rank.clamp(0, total - 1)]
+
+    def by_row(self) -> list[list[KeptGroup]]:
+        """The groups dealt out to the rows of the batch whose placeholders they fill."""
+        image = iter(zip(self.lengths, self.images, strict=True))
+        rows: list[list[KeptGroup]] = []
+        for places in self.placeholder.sum(1).tolist():
+            row: list[KeptGroup] = []
+            number = 0
+            while places > 0:
+                length, chosen = next(image)
+                row.extend(KeptGroup(*group, image=number) for group in chosen.groups)
+                places -= length
+                number += 1
+            rows.append(row)
+        return rows
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,7 +157,6 @@ class PrunedModel:
         kept_mask: bool [batch, original sequence length] of the latest prefill, true where the
             position reached the language model; None before the first. Padding counts as not
             reaching it where rows of a batch were shortened together.
-        kept: for each row of that batch its groups, in the order of the prompt.
     """
 
     def __init__(self, model: PreTrainedModel, pruner: Pruner) -> None:
@@ -103,8 +164,13 @@ class PrunedModel:
         self.pruner = pruner
         self.family: Family = family_of(model)
         self.kept_mask: Tensor | None = None
-        self.kept: list[list[KeptGroup]] = []
+        self._selection: Selection | None = None
         self._parameters = list(inspect.signature(model.forward).parameters)
+
+    @property
+    def kept(self) -> list[list[KeptGroup]]:
+        """For each row of the latest prefill's batch its groups, in the order of the prompt."""
+        return [] if self._selection is None else self._selection.by_row()
 
     def before(
         self, model: PreTrainedModel, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -169,15 +235,15 @@ class PrunedModel:
                 "images, and leave prefill_chunk_size unset, which parts them from their prompt",
             )
             self.kept_mask = torch.ones_like(ids, dtype=torch.bool)
-            self.kept = [[] for _ in ids]
+            self._selection = Selection(~self.kept_mask, [], [])
 
     def _prefill(self, call: dict[str, Any], cache: Cache | None, visual: Any) -> None:
         """Chooses what to keep and shortens ``call`` in place."""
         ids = call["input_ids"]
-        dropped, kept_rows = self._choose(ids, visual)
+        selection = self._selection = self._choose(ids, visual)
         outputs = {**(call.get("mm_encoder_outputs") or {}), "image": visual}
         call["mm_encoder_outputs"] = outputs
-        if not any(group.size - len(group.indices) for row in self.kept for group in row):
+        if selection.dropped_count == 0:
             # Nothing goes: the model sees its own call, so what it computes is bit-identical.
             self.kept_mask = torch.ones_like(ids, dtype=torch.bool)
             if isinstance(cache, PrunedCache):
@@ -194,24 +260,17 @@ class PrunedModel:
         if call.get("position_ids") is None:
             call["position_ids"] = self.family.default_positions(self.model, call, past)
         outputs = PlannedOutputs(outputs)
-        outputs["image"] = self.family.shorten(visual, kept_rows)
-        outputs.plan = self._plan(~dropped, mask, past)
+        outputs["image"] = self.family.shorten(visual, selection.kept_rows)
+        outputs.plan = self._plan(selection, mask, past)
         call["mm_encoder_outputs"] = outputs
         self._shorten(call, outputs.plan, mask, cache)
 
-    def _choose(self, ids: Tensor, visual: Any) -> tuple[Tensor, list[Tensor]]:
-        """Runs the pruner on every group of every image.
-
-        Returns:
-            dropped: bool [b, L], true at placeholders that go.
-            kept_rows: for each image the rows that stay, int64 [k], ascending.
-        """
+    def _choose(self, ids: Tensor, visual: Any) -> Selection:
+        """Runs the pruner on every group of every image."""
         images = self.family.features(visual)
         # Beams repeat an image's features as one object: what is chosen for it is chosen once.
         unique = {id(features): features for features in images}
-        choices = {key: self._choose_rows(features) for key, features in unique.items()}
-        kept_rows = [choices[id(features)][0] for features in images]
-        groups = [choices[id(features)][1] for features in images]
+        chosen = {key: self._choose_image(features) for key, features in unique.items()}
         placeholder = ids == self.model.config.image_token_id
         total = sum(len(features) for features in images)
         checks.require(
@@ -219,58 +278,26 @@ class PrunedModel:
             f"input_ids have another number of image placeholders than the {len(images)} images "
             f"have features ({total}); pass the images that the prompt names, in its order",
         )
-        stays = torch.zeros(total, dtype=torch.bool, device=ids.device)
-        start = 0
-        for features, rows in zip(images, kept_rows, strict=True):
-            stays[rows.to(ids.device) + start] = True
-            start += len(features)
-        rank = placeholder.flatten().cumsum(0).view_as(placeholder) - 1
-        dropped = placeholder & ~stays[rank.clamp(0, total - 1)]
-        self.kept_mask = ~dropped
-        self.kept = self._by_row(placeholder, [len(features) for features in images], groups)
-        return dropped, kept_rows
+        return Selection(
+            placeholder,
+            [len(features) for features in images],
+            [chosen[id(features)] for features in images],
+        )
 
-    def _choose_rows(self, features: Tensor) -> tuple[Tensor, list[Choice]]:
-        """Runs the pruner on every group of one image's features [n, d].
-
-        Returns:
-            The rows that stay, int64 [k], ascending, and what was chosen in each group.
-        """
+    def _choose_image(self, features: Tensor) -> ImageChoice:
+        """Runs the pruner on every group of one image's features [n, d]."""
         stays = torch.ones(len(features), dtype=torch.bool, device=features.device)
-        chosen: list[Choice] = []
+        groups = []
         for group in self.family.groups(self.model, features):
             tokens = VisualTokens(features[group.rows].detach(), grid=group.grid)
             indices = self.pruner.select(tokens)
             stays[group.rows] = False
             stays[group.rows[indices]] = True
-            chosen.append((indices, len(tokens), group.grid))
+            groups.append((indices, len(tokens), group.grid))
         # The number kept is known from the groups: reading it off the flags would stall a GPU.
-        k = len(features) - sum(size - len(indices) for indices, size, _ in chosen)
+        k = len(features) - sum(size - len(indices) for indices, size, _ in groups)
         order = torch.sort(stays.to(torch.uint8), descending=True, stable=True).indices
-        return order[:k], chosen
-
-    @staticmethod
-    def _by_row(
-        placeholder: Tensor,
-        lengths: list[int],
-        groups: Sequence[Sequence[Choice]],
-    ) -> list[list[KeptGroup]]:
-        """Deals the images' groups out to the rows of the batch whose placeholders they fill."""
-        if len(placeholder) == 1:
-            room = [sum(lengths)]
-        else:
-            room = placeholder.sum(1).tolist()
-            checks.raise_pending()  # the read has waited for the verdicts too
-        rows: list[list[KeptGroup]] = [[] for _ in room]
-        image = iter(zip(lengths, groups, strict=True))
-        for row, places in zip(rows, room, strict=True):
-            number = 0
-            while places > 0:
-                length, chosen = next(image)
-                row.extend(KeptGroup(*group, image=number) for group in chosen)
-                places -= length
-                number += 1
-        return rows
+        return ImageChoice(order[:k], groups)
 
     @staticmethod
     def _mask(call: dict[str, Any], past: int) -> Tensor:
@@ -290,19 +317,18 @@ class PrunedModel:
             )
         return mask
 
-    def _plan(self, keep: Tensor, mask: Tensor, past: int) -> Plan:
+    def _plan(self, selection: Selection, mask: Tensor, past: int) -> Plan:
         """Which columns remain, rows aligned to the right so that each ends with its last token."""
+        keep = ~selection.dropped()
         b, length = keep.shape
         if b > 1:
             # Padding goes too, or the row with the most of it would set the length for all. The
             # new length is a shape, which the host has to know: the one read of a batched prefill.
             keep = keep & mask[:, past:].bool()
             remaining = int(keep.sum(1).max())
+            checks.raise_pending()  # that read has waited for the verdicts too
         else:
-            assert self.kept_mask is not None
-            remaining = length - sum(
-                group.size - len(group.indices) for row in self.kept for group in row
-            )
+            remaining = length - selection.dropped_count
         self.kept_mask = keep
         order = torch.sort(keep.to(torch.uint8), dim=1, stable=True).indices[:, -remaining:]
         return Plan(order, keep.gather(1, order), past, length)

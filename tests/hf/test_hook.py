@@ -370,7 +370,9 @@ def test_leaving_leaves_no_trace(family, model):
         forward(model, batch)
     with pytest.raises(KeyError), GPrune(keep=0.3)(model):
         raise KeyError("from the body")
-    broken = {**batch.inputs, "input_ids": batch.inputs["input_ids"][:, 1:]}
+    ids = batch.inputs["input_ids"].clone()
+    ids[0, -1] = IMAGE  # one placeholder more than the image has features
+    broken = {**batch.inputs, "input_ids": ids}
     with pytest.raises(ValueError, match="image placeholders"), GPrune(keep=0.3)(model):
         model(**broken)
     assert not any(hooks(model))
