@@ -63,8 +63,11 @@ class Family:
     def shorten(self, output: Any, kept: Sequence[Tensor]) -> Any:
         """A copy of an encoder output with only the ``kept`` rows of each image."""
         shortened = copy.copy(output)
-        shortened.pooler_output = type(output.pooler_output)(
-            image[rows] for image, rows in zip(self.features(output), kept, strict=True)
+        images = [image[rows] for image, rows in zip(self.features(output), kept, strict=True)]
+        container = type(output.pooler_output)
+        # A tensor holds images of one size, of which equally many rows are kept.
+        shortened.pooler_output = (
+            torch.stack(images) if issubclass(container, Tensor) else container(images)
         )
         return shortened
 
@@ -74,25 +77,46 @@ class Family:
         return torch.arange(past, past + ids.shape[1], device=ids.device).unsqueeze(0)
 
 
-class Llava(Family):
-    """LLaVA-1.5: one raster an image. With a Pixtral tower rasters vary, and have no known grid."""
+class SquareTiles(Family):
+    """Families whose vision tower sees squares of one size: a square raster an image or tile."""
+
+    def side(self, config: Any) -> int:
+        """Visual tokens along one side of the square."""
+        return patches_a_side(config)
+
+    def others(self, config: Any) -> int:
+        """Tokens before the raster that are no patches: kept, and no nodes of the graph."""
+        return 0
 
     def groups(self, model: Any, features: Tensor) -> list[Group]:
-        rows = torch.arange(len(features), device=features.device)
-        if model.config.vision_config.model_type == "pixtral":
-            return [Group(rows, None)]
-        side = patches_a_side(model.config)
-        expected = side * side
-        if model.config.vision_feature_select_strategy == "full":
-            # The CLS token is no patch: it is kept, and is no node of the graph.
-            expected += 1
-        if len(features) != expected:
+        side, others = self.side(model.config), self.others(model.config)
+        if len(features) != others + side * side:
             raise ValueError(
-                f"image features have {len(features)} rows, expected {expected}: this is part of "
-                "an image (prefill_chunk_size splits images; leave it unset to prune) or comes "
-                "from another model"
+                f"image features have {len(features)} rows, expected {others + side * side}: this "
+                "is part of an image (prefill_chunk_size splits images; leave it unset to prune) "
+                "or comes from another model"
             )
-        return [Group(rows[expected - side * side :], (side, side))]
+        rows = torch.arange(others, len(features), device=features.device)
+        return [Group(rows, (side, side))]
+
+
+class Llava(SquareTiles):
+    """LLaVA-1.5. With a Pixtral tower rasters vary, and have no known grid."""
+
+    def others(self, config: Any) -> int:
+        return int(config.vision_feature_select_strategy == "full")  # the CLS token
+
+    def groups(self, model: Any, features: Tensor) -> list[Group]:
+        if model.config.vision_config.model_type == "pixtral":
+            return [Group(torch.arange(len(features), device=features.device), None)]
+        return super().groups(model, features)
+
+
+class InternVL(SquareTiles):
+    """InternVL: every tile of 448 pixels is an image of its own, its patches merged two by two."""
+
+    def side(self, config: Any) -> int:
+        return int(patches_a_side(config) * config.downsample_ratio)
 
 
 class LlavaNext(Family):
@@ -130,12 +154,16 @@ class LlavaNext(Family):
 def patches_a_side(config: Any) -> int:
     """Patches along one side of the square that the vision tower sees."""
     vision = config.vision_config
-    return vision.image_size // vision.patch_size
+    sizes = (vision.image_size, vision.patch_size)
+    image, patch = (size if isinstance(size, int) else size[0] for size in sizes)
+    return image // patch
 
 
 FAMILIES: tuple[Family, ...] = (
     Llava("llava", ("LlavaForConditionalGeneration",)),
     LlavaNext("llava_next", ("LlavaNextForConditionalGeneration",)),
+    InternVL("internvl", ("InternVLForConditionalGeneration",)),
+    SquareTiles("vipllava", ("VipLlavaForConditionalGeneration",), tier=2),
 )
 
 

@@ -9,11 +9,16 @@ import torch
 from torch import Tensor
 from transformers import (
     CLIPVisionConfig,
+    InternVLConfig,
+    InternVLForConditionalGeneration,
+    InternVLVisionConfig,
     LlamaConfig,
     LlavaConfig,
     LlavaForConditionalGeneration,
     LlavaNextConfig,
     LlavaNextForConditionalGeneration,
+    VipLlavaConfig,
+    VipLlavaForConditionalGeneration,
 )
 
 IMAGE, PAD, BOS = 3, 0, 1
@@ -88,7 +93,46 @@ def llava_next(dtype: torch.dtype = torch.float32, attention: str = "sdpa") -> A
     return _finish(LlavaNextForConditionalGeneration(config), dtype)
 
 
-BUILDERS = {"llava": llava, "llava_next": llava_next}
+def internvl(dtype: torch.dtype = torch.float32, attention: str = "sdpa") -> Any:
+    torch.manual_seed(0)
+    vision = InternVLVisionConfig(
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        image_size=[16 * SIDE, 16 * SIDE],  # merged two by two
+        patch_size=[8, 8],
+    )
+    config = InternVLConfig(
+        vision_config=vision,
+        text_config=_text(),
+        image_token_id=IMAGE,
+        image_seq_length=SIDE * SIDE,
+        tie_word_embeddings=False,
+        attn_implementation=attention,
+    )
+    return _finish(InternVLForConditionalGeneration(config), dtype)
+
+
+def vipllava(dtype: torch.dtype = torch.float32, attention: str = "sdpa") -> Any:
+    torch.manual_seed(0)
+    config = VipLlavaConfig(
+        vision_config=_vision(),
+        text_config=_text(),
+        image_token_index=IMAGE,
+        vision_feature_layer=[-1, 1],
+        image_seq_length=SIDE * SIDE,
+        attn_implementation=attention,
+    )
+    return _finish(VipLlavaForConditionalGeneration(config), dtype)
+
+
+BUILDERS = {
+    "llava": llava,
+    "llava_next": llava_next,
+    "internvl": internvl,
+    "vipllava": vipllava,
+}
 
 
 def image_lengths(model: Any, images: dict[str, Tensor]) -> list[int]:
@@ -101,8 +145,8 @@ def image_lengths(model: Any, images: dict[str, Tensor]) -> list[int]:
 def make_images(name: str, count: int, seed: int, dtype: torch.dtype) -> dict[str, Tensor]:
     """Random pixels of ``count`` images; for LLaVA-NeXT of different shapes."""
     generator = torch.Generator().manual_seed(seed)
-    side = 8 * SIDE
-    if name == "llava":
+    side = 16 * SIDE if name == "internvl" else 8 * SIDE
+    if name != "llava_next":
         return {"pixel_values": torch.randn(count, 3, side, side, generator=generator).to(dtype)}
     # (height, width) that unpad to canvases of different sizes
     sizes = [(30, 50), (61, 29), (64, 64), (20, 64)]
