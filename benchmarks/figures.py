@@ -37,7 +37,7 @@ def graph(model: object, processor: object) -> None:
     pruner = make("gprune", keep=0.36)
     scene = make_scene("test", 0, SCENE)
     outcome = answer(model, processor, pruner, [scene.draw()], "how many shapes are there?")
-    figure = viz.panel(pictures_of(model, processor, pruner, outcome))
+    figure = viz.panel(pictures_of(model, processor, pruner, outcome, scene.draw()))
     figure.savefig(FOLDER / "graph.png", dpi=80)
 
 

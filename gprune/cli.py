@@ -176,16 +176,22 @@ def answer(
 
 
 def pictures_of(
-    model: Any, processor: Any, pruner: Pruner, outcome: Outcome
+    model: Any, processor: Any, pruner: Pruner, outcome: Outcome, picture: Image.Image
 ) -> list[tuple[str, Image.Image]]:
-    """The first image as the model sees it, what was kept of it, and why."""
+    """The first image as the model sees it, what was kept of it, and why.
+
+    ``picture`` is that image as it was given, for models that take it as patches.
+    """
     import torch
 
     from gprune import viz
 
     group = outcome.pruned.kept[0][0]
-    pixels = outcome.inputs["pixel_values"][0]
-    image = seen_image(processor, pixels if pixels.ndim == 3 else pixels[0])
+    pixels = outcome.inputs["pixel_values"]  # [images, 3, h, w], with tiles [images, tiles, ...]
+    if pixels.ndim == 2:
+        image = picture
+    else:
+        image = seen_image(processor, pixels[0] if pixels.ndim == 4 else pixels[0, 0])
     pictures = [("what the model sees", viz.enlarged(image))]
     if group.grid is None:
         return pictures
@@ -194,8 +200,8 @@ def pictures_of(
     if isinstance(pruner, ScorePruner):
         family = outcome.pruned.family
         with torch.inference_mode():
-            features = family.features(family.encode(model, dict(outcome.inputs)))[0]
-        rows = family.groups(model, features)[0].rows
+            features = family.features(family.encode(model, "image", dict(outcome.inputs)))[0]
+        rows = family.groups(model, "image", features, (1, *group.grid))[0].rows
         tokens = VisualTokens(features[rows], grid=group.grid)
         scores = pruner.score(tokens)
         pictures.append(("scores by rank", viz.score_map(image, scores, group.grid)))
@@ -259,7 +265,8 @@ def demo(
         title = (
             f"{asked[0][0]}  full: {outcomes[0].answer_full}  pruned: {outcomes[0].answer_pruned}"
         )
-        figure = viz.panel(pictures_of(model, processor, pruner, outcomes[0]), title)
+        pictures = pictures_of(model, processor, pruner, outcomes[0], picture)
+        figure = viz.panel(pictures, title)
         out.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(out)
     cost = outcomes[0].saving
@@ -383,7 +390,8 @@ def run(
             from gprune import viz
 
             out.parent.mkdir(parents=True, exist_ok=True)
-            viz.panel(pictures_of(network, processor, pruner, outcome), prompt).savefig(out)
+            drawn = pictures_of(network, processor, pruner, outcome, pictures[0])
+            viz.panel(drawn, prompt).savefig(out)
     if as_json:
         print_json(
             {

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,10 +21,10 @@ from gprune.errors import UnsupportedModelError
 
 @dataclass(frozen=True, eq=False)
 class Group:
-    """Rows of an image's features that are pruned together.
+    """Rows of an image's (or video's) features that are pruned together.
 
     Attributes:
-        rows: which rows of the image's features, int64 [n], ascending.
+        rows: which rows of those features, int64 [n], ascending.
         grid: (rows, columns) of the raster they form, or None.
     """
 
@@ -39,24 +40,52 @@ class Family:
         name: as `gprune.families()` gives it.
         architectures: class names of the models with a language-modelling head.
         tier: 1 proven by every check, 2 proven where the checks apply, 3 experimental.
+        modalities: ``image``, ``video`` or both, as the model takes them.
     """
 
     name: str
     architectures: tuple[str, ...]
     tier: int = 1
+    modalities: tuple[str, ...] = ("image",)
 
-    def encode(self, model: Any, call: dict[str, Any]) -> Any:
-        """Runs the vision encoder on a call's images and takes what it used out of ``call``."""
-        encoder = model.base_model.get_image_features
-        names = set(inspect.signature(encoder).parameters) - {"kwargs"}
-        arguments = {name: call.pop(name) for name in names & call.keys()}
+    def encode(self, model: Any, modality: str, call: dict[str, Any]) -> Any:
+        """Runs the vision encoder on a call's images or videos, as `generate` does.
+
+        ``call`` stays as it is; `encoder_arguments` are what the encoder takes from it.
+        """
+        encoder = getattr(model.base_model, f"get_{modality}_features")
+        arguments = {name: call[name] for name in self.encoder_arguments(model, modality, call)}
         return encoder(**arguments, return_dict=True)
+
+    def encoder_arguments(self, model: Any, modality: str, call: dict[str, Any]) -> set[str]:
+        """The names of the arguments in ``call`` that belong to the encoder."""
+        encoder = getattr(model.base_model, f"get_{modality}_features")
+        return (set(inspect.signature(encoder).parameters) - {"kwargs"}) & call.keys()
+
+    def token_id(self, model: Any, modality: str) -> int:
+        """The placeholder of a modality."""
+        return getattr(model.config, f"{modality}_token_id")
 
     def features(self, output: Any) -> list[Tensor]:
         """The projected features of each image in the order of the prompt, each [n, d]."""
         return list(output.pooler_output)
 
-    def groups(self, model: Any, features: Tensor) -> list[Group]:
+    def grids(
+        self, model: Any, positions: Tensor, placeholder: Tensor, lengths: Sequence[int]
+    ) -> list[tuple[int, int, int] | None]:
+        """(frames, rows, columns) of each image, where position ids tell; else None.
+
+        Args:
+            model: the model.
+            positions: position ids of the call, [..., b, L].
+            placeholder: where the modality's placeholders are, bool [b, L].
+            lengths: rows of each image's features.
+        """
+        return [None] * len(lengths)
+
+    def groups(
+        self, model: Any, modality: str, features: Tensor, grid: tuple[int, int, int] | None
+    ) -> list[Group]:
         """How one image's features [n, d] divide; rows in no group are always kept."""
         return [Group(torch.arange(len(features), device=features.device), None)]
 
@@ -72,7 +101,10 @@ class Family:
         return shortened
 
     def default_positions(self, model: Any, call: dict[str, Any], past: int) -> Tensor:
-        """The position ids that the model would take by default, [1, L]; ``past`` were seen."""
+        """The position ids that the model takes by default, [..., b, L] (b may be 1).
+
+        ``past`` positions were seen before.
+        """
         ids: Tensor = call["input_ids"]
         return torch.arange(past, past + ids.shape[1], device=ids.device).unsqueeze(0)
 
@@ -88,13 +120,14 @@ class SquareTiles(Family):
         """Tokens before the raster that are no patches: kept, and no nodes of the graph."""
         return 0
 
-    def groups(self, model: Any, features: Tensor) -> list[Group]:
+    def groups(
+        self, model: Any, modality: str, features: Tensor, grid: tuple[int, int, int] | None
+    ) -> list[Group]:
         side, others = self.side(model.config), self.others(model.config)
         if len(features) != others + side * side:
             raise ValueError(
-                f"image features have {len(features)} rows, expected {others + side * side}: this "
-                "is part of an image (prefill_chunk_size splits images; leave it unset to prune) "
-                "or comes from another model"
+                f"image features have {len(features)} rows, expected {others + side * side}: they "
+                "are part of an image or come from another model"
             )
         rows = torch.arange(others, len(features), device=features.device)
         return [Group(rows, (side, side))]
@@ -106,10 +139,12 @@ class Llava(SquareTiles):
     def others(self, config: Any) -> int:
         return int(config.vision_feature_select_strategy == "full")  # the CLS token
 
-    def groups(self, model: Any, features: Tensor) -> list[Group]:
+    def groups(
+        self, model: Any, modality: str, features: Tensor, grid: tuple[int, int, int] | None
+    ) -> list[Group]:
         if model.config.vision_config.model_type == "pixtral":
             return [Group(torch.arange(len(features), device=features.device), None)]
-        return super().groups(model, features)
+        return super().groups(model, modality, features, grid)
 
 
 class InternVL(SquareTiles):
@@ -126,7 +161,9 @@ class LlavaNext(Family):
     group. (G-Prune, arXiv 2501.02268, prunes thumbnail and canvas apart at the same ratio.)
     """
 
-    def groups(self, model: Any, features: Tensor) -> list[Group]:
+    def groups(
+        self, model: Any, modality: str, features: Tensor, grid: tuple[int, int, int] | None
+    ) -> list[Group]:
         side = patches_a_side(model.config)
         thumbnail = side * side
         newline = model.base_model.image_newline.to(features)
@@ -139,9 +176,8 @@ class LlavaNext(Family):
         if len(ends) == 0 or len(ends) * width != len(canvas) or not torch.equal(ends, regular):
             raise ValueError(
                 f"image features have {len(features)} rows, which are no thumbnail of {thumbnail} "
-                "followed by rows that end with image_newline: this is part of an image "
-                "(prefill_chunk_size splits images; leave it unset to prune) or comes from "
-                "another model"
+                "followed by rows that end with image_newline: they are part of an image or come "
+                "from another model"
             )
         rows = torch.arange(len(features), device=features.device)
         groups = [Group(rows[:thumbnail], (side, side))]
@@ -149,6 +185,88 @@ class LlavaNext(Family):
             raster = rows[thumbnail:].view(len(ends), width)[:, :-1]
             groups.append(Group(raster.flatten(), (len(ends), width - 1)))
         return groups
+
+
+class LlavaOnevision(LlavaNext):
+    """LLaVA-OneVision: images as in LLaVA-NeXT; of a video every frame is a group.
+
+    A video's one newline, at its end, is always kept.
+    """
+
+    def groups(
+        self, model: Any, modality: str, features: Tensor, grid: tuple[int, int, int] | None
+    ) -> list[Group]:
+        if modality == "image":
+            return super().groups(model, modality, features, grid)
+        side = math.ceil(patches_a_side(model.config) / 2)  # frames are pooled two by two
+        frame = side * side
+        if len(features) % frame != 1:
+            raise ValueError(
+                f"video features have {len(features)} rows, which are no frames of {frame} with a "
+                "newline at the end: they are part of a video or come from another model"
+            )
+        rows = torch.arange(len(features) - 1, device=features.device)
+        return [Group(part, (side, side)) for part in torch.split(rows, frame)]
+
+
+class QwenVL(Family):
+    """Qwen2-VL and Qwen2.5-VL: rasters of any shape, M-RoPE; of a video every frame is a group.
+
+    `generate` encodes before the model is called and hands on no grid, so grids are read off the
+    position ids, whose last three rows are (time, row, column). A frame is what the encoder makes
+    of `temporal_patch_size` pictures.
+    """
+
+    def grids(
+        self, model: Any, positions: Tensor, placeholder: Tensor, lengths: Sequence[int]
+    ) -> list[tuple[int, int, int] | None]:
+        places = positions[-2:].expand(2, *placeholder.shape)[:, placeholder].cpu()  # [2, total]
+        found: list[tuple[int, int, int] | None] = []
+        for part in torch.split(places, list(lengths), 1):
+            rows, columns = (part.amax(1) - part.amin(1) + 1).tolist()
+            found.append((part.shape[1] // (rows * columns), rows, columns))
+        return found
+
+    def groups(
+        self, model: Any, modality: str, features: Tensor, grid: tuple[int, int, int] | None
+    ) -> list[Group]:
+        if grid is None or grid[0] * grid[1] * grid[2] != len(features):
+            raise ValueError(
+                f"{modality} features have {len(features)} rows, but their position ids form a "
+                f"grid of {grid}: pass image_grid_thw, video_grid_thw and mm_token_type_ids as the "
+                "processor gives them"
+            )
+        rows = torch.arange(len(features), device=features.device)
+        return [Group(part, grid[1:]) for part in torch.split(rows, grid[1] * grid[2])]
+
+    def default_positions(self, model: Any, call: dict[str, Any], past: int) -> Tensor:
+        ids, cache = call["input_ids"], call.get("past_key_values")
+        b, length = ids.shape
+        mask = call.get("attention_mask")
+        grids = {
+            name: call[name]
+            for name in ("image_grid_thw", "video_grid_thw", "second_per_grid_ts")
+            if call.get(name) is not None
+        }
+        types = call.get("mm_token_type_ids")
+        if grids and types is not None and past == 0:
+            grids = {"image_grid_thw": None, "video_grid_thw": None, **grids}
+            return model.base_model.compute_3d_position_ids(
+                input_ids=ids,
+                inputs_embeds=ids.new_empty(b, length, 0),
+                attention_mask=mask,
+                past_key_values=cache,
+                mm_token_type_ids=types,
+                **grids,
+            )
+        if mask is None:
+            text = torch.arange(past, past + length, device=ids.device).expand(b, -1)
+        else:
+            text = (mask.long().cumsum(-1) - 1).masked_fill(mask == 0, 0)[:, -length:]
+        deltas = model.base_model.rope_deltas
+        if past and deltas is not None:
+            text = text + deltas.to(text).repeat_interleave(b // len(deltas), 0)
+        return text.expand(3, -1, -1)
 
 
 def patches_a_side(config: Any) -> int:
@@ -162,6 +280,13 @@ def patches_a_side(config: Any) -> int:
 FAMILIES: tuple[Family, ...] = (
     Llava("llava", ("LlavaForConditionalGeneration",)),
     LlavaNext("llava_next", ("LlavaNextForConditionalGeneration",)),
+    LlavaOnevision(
+        "llava_onevision",
+        ("LlavaOnevisionForConditionalGeneration",),
+        modalities=("image", "video"),
+    ),
+    QwenVL("qwen2_vl", ("Qwen2VLForConditionalGeneration",), modalities=("image", "video")),
+    QwenVL("qwen2_5_vl", ("Qwen2_5_VLForConditionalGeneration",), modalities=("image", "video")),
     InternVL("internvl", ("InternVLForConditionalGeneration",)),
     SquareTiles("vipllava", ("VipLlavaForConditionalGeneration",), tier=2),
 )

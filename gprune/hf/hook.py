@@ -8,6 +8,7 @@ text after an image keeps its original position ids: it is numbered as if nothin
 
 from __future__ import annotations
 
+import functools
 import inspect
 import weakref
 from collections.abc import Iterator
@@ -33,6 +34,9 @@ if TYPE_CHECKING:
 # gaps in position ids as the seams of packed sequences, which would be wrong in silence.
 ATTENTION = ("eager", "sdpa")
 
+# Where a call holds each modality's pixels.
+PIXELS = {"image": "pixel_values", "video": "pixel_values_videos"}
+
 # Arguments with one value a position, and what stands in the padding.
 ROW_FIELDS = {"token_type_ids": 0, "mm_token_type_ids": 0, "labels": -100}
 
@@ -47,13 +51,15 @@ class KeptGroup:
         indices: kept tokens of the group, int64 [k], ascending.
         size: how many tokens the group had.
         grid: (rows, columns) of its raster, or None.
-        image: which image of its prompt it belongs to, from 0.
+        image: which image (or video) of its prompt it belongs to, from 0.
+        modality: ``image`` or ``video``.
     """
 
     indices: Tensor
     size: int
     grid: tuple[int, int] | None
     image: int
+    modality: str = "image"
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,14 +77,16 @@ class ImageChoice:
 
 @dataclass(frozen=True, eq=False)
 class Selection:
-    """What was chosen at one prefill.
+    """What was chosen of one modality at one prefill.
 
     Attributes:
-        placeholder: where the call has image placeholders, bool [b, L].
+        modality: ``image`` or ``video``.
+        placeholder: where the call has its placeholders, bool [b, L].
         lengths: rows of each image's features.
         images: what was chosen of each image.
     """
 
+    modality: str
     placeholder: Tensor
     lengths: list[int]
     images: list[ImageChoice]
@@ -114,7 +122,7 @@ class Selection:
             number = 0
             while places > 0:
                 length, chosen = next(image)
-                row.extend(KeptGroup(*group, image=number) for group in chosen.groups)
+                row += [KeptGroup(*group, number, self.modality) for group in chosen.groups]
                 places -= length
                 number += 1
             rows.append(row)
@@ -164,13 +172,22 @@ class PrunedModel:
         self.pruner = pruner
         self.family: Family = family_of(model)
         self.kept_mask: Tensor | None = None
-        self._selection: Selection | None = None
+        self._selections: list[Selection] = []
         self._parameters = list(inspect.signature(model.forward).parameters)
 
     @property
     def kept(self) -> list[list[KeptGroup]]:
-        """For each row of the latest prefill's batch its groups, in the order of the prompt."""
-        return [] if self._selection is None else self._selection.by_row()
+        """For each row of the latest prefill's batch its groups, in the order of the prompt.
+
+        Where a row has images and videos, the images come first.
+        """
+        if self.kept_mask is None:
+            return []
+        rows: list[list[KeptGroup]] = [[] for _ in self.kept_mask]
+        for selection in self._selections:
+            for row, groups in zip(rows, selection.by_row(), strict=True):
+                row += groups
+        return rows
 
     def before(
         self, model: PreTrainedModel, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -182,14 +199,19 @@ class PrunedModel:
                 "input_ids is missing: inputs_embeds alone do not tell which positions are visual "
                 "tokens; pass input_ids with pixel_values instead"
             )
-        visual = self._encoded(call)
         cache = call.get("past_key_values")
+        past = 0 if cache is None else int(cache.get_seq_length())
+        positions = call.get("position_ids")
+        if positions is None:
+            # Before the encoder takes the grids that they may depend on.
+            positions = self.family.default_positions(model, call, past)
+        visual = self._encoded(call)
         if isinstance(cache, PrunedCache):
             cache.translated = True
-        if visual is None:
-            self._continue_text(call, cache)
+        if visual:
+            self._prefill(call, cache, past, positions, visual)
         else:
-            self._prefill(call, cache, visual)
+            self._continue_text(call, cache, past, positions)
         return (), call
 
     def after(
@@ -213,39 +235,61 @@ class PrunedModel:
             used = torch.cat([before, used], 1)
         mark_pruned(cache, origin, used, plan.past + plan.length)
 
-    def _encoded(self, call: dict[str, Any]) -> Any:
-        """The encoder output of the call's images; encodes pixels; None without images."""
-        given = (call.get("mm_encoder_outputs") or {}).get("image")
-        pixels = call.get("pixel_values")
-        if pixels is None or given is not None or len(pixels) == 0:
-            return given
-        return self.family.encode(self.model, call)
+    def _encoded(self, call: dict[str, Any]) -> dict[str, Any]:
+        """The encoder output of each modality in the call; encodes pixels."""
+        given = call.get("mm_encoder_outputs") or {}
+        visual, used = {}, set()
+        for modality in self.family.modalities:
+            pixels = call.get(PIXELS[modality])
+            if given.get(modality) is not None:
+                visual[modality] = given[modality]
+            elif pixels is not None and len(pixels):
+                visual[modality] = self.family.encode(self.model, modality, call)
+                used |= self.family.encoder_arguments(self.model, modality, call)
+        for name in used:
+            del call[name]
+        return visual
 
-    def _continue_text(self, call: dict[str, Any], cache: Cache | None) -> None:
+    def _continue_text(
+        self, call: dict[str, Any], cache: Cache | None, past: int, positions: Tensor
+    ) -> None:
         """A decoding step or a turn without images."""
         ids = call["input_ids"]
         if isinstance(cache, PrunedCache):
             mask = call.get("attention_mask")
             if mask is None or (isinstance(mask, Tensor) and mask.ndim == 2):
                 call["attention_mask"] = cache.physical_mask(mask, ids.shape[1])
-        elif cache is None or cache.get_seq_length() == 0:
-            checks.require(
-                (ids != self.model.config.image_token_id).all(),
-                "input_ids hold image placeholders but no image came with the call; pass the "
-                "images, and leave prefill_chunk_size unset, which parts them from their prompt",
-            )
+                call["position_ids"] = positions
+        elif past == 0:
+            for modality in self.family.modalities:
+                checks.require(
+                    (ids != self.family.token_id(self.model, modality)).all(),
+                    f"input_ids hold {modality} placeholders but no {modality} came with the call; "
+                    f"pass the {modality}s that the prompt names",
+                )
             self.kept_mask = torch.ones_like(ids, dtype=torch.bool)
-            self._selection = Selection(~self.kept_mask, [], [])
+            self._selections = []
 
-    def _prefill(self, call: dict[str, Any], cache: Cache | None, visual: Any) -> None:
+    def _prefill(
+        self,
+        call: dict[str, Any],
+        cache: Cache | None,
+        past: int,
+        positions: Tensor,
+        visual: dict[str, Any],
+    ) -> None:
         """Chooses what to keep and shortens ``call`` in place."""
         ids = call["input_ids"]
-        selection = self._selection = self._choose(ids, visual)
-        outputs = {**(call.get("mm_encoder_outputs") or {}), "image": visual}
+        selections = [
+            self._choose(ids, positions, modality, output) for modality, output in visual.items()
+        ]
+        self._selections = selections
+        outputs = {**(call.get("mm_encoder_outputs") or {}), **visual}
         call["mm_encoder_outputs"] = outputs
-        if selection.dropped_count == 0:
+        if not any(selection.dropped_count for selection in selections):
             # Nothing goes: the model sees its own call, so what it computes is bit-identical.
             self.kept_mask = torch.ones_like(ids, dtype=torch.bool)
+            call["position_ids"] = positions
             if isinstance(cache, PrunedCache):
                 mask = call.get("attention_mask")
                 call["attention_mask"] = cache.physical_mask(mask, ids.shape[1])
@@ -255,40 +299,44 @@ class PrunedModel:
                 f"past_key_values is a {type(cache).__name__}, whose size is fixed before pruning; "
                 "use the default dynamic cache (cache_implementation=None)"
             )
-        past = 0 if cache is None else int(cache.get_seq_length())
         mask = self._mask(call, past)
-        if call.get("position_ids") is None:
-            call["position_ids"] = self.family.default_positions(self.model, call, past)
+        call["position_ids"] = positions
         outputs = PlannedOutputs(outputs)
-        outputs["image"] = self.family.shorten(visual, selection.kept_rows)
-        outputs.plan = self._plan(selection, mask, past)
+        for selection in selections:
+            output = outputs[selection.modality]
+            outputs[selection.modality] = self.family.shorten(output, selection.kept_rows)
+        outputs.plan = self._plan(selections, mask, past)
         call["mm_encoder_outputs"] = outputs
         self._shorten(call, outputs.plan, mask, cache)
 
-    def _choose(self, ids: Tensor, visual: Any) -> Selection:
-        """Runs the pruner on every group of every image."""
-        images = self.family.features(visual)
-        # Beams repeat an image's features as one object: what is chosen for it is chosen once.
-        unique = {id(features): features for features in images}
-        chosen = {key: self._choose_image(features) for key, features in unique.items()}
-        placeholder = ids == self.model.config.image_token_id
-        total = sum(len(features) for features in images)
+    def _choose(self, ids: Tensor, positions: Tensor, modality: str, output: Any) -> Selection:
+        """Runs the pruner on every group of every image of one modality."""
+        images = self.family.features(output)
+        lengths = [len(features) for features in images]
+        placeholder = ids == self.family.token_id(self.model, modality)
         checks.require(
-            placeholder.sum() == total,
-            f"input_ids have another number of image placeholders than the {len(images)} images "
-            f"have features ({total}); pass the images that the prompt names, in its order",
+            placeholder.sum() == sum(lengths),
+            f"input_ids have another number of {modality} placeholders than the {len(images)} "
+            f"{modality}s have features ({sum(lengths)}); pass those that the prompt names, in its "
+            "order",
         )
+        grids = self.family.grids(self.model, positions, placeholder, lengths)
+        # Beams repeat an image's features as one object: what is chosen for it is chosen once.
+        chosen: dict[int, ImageChoice] = {}
+        for features, grid in zip(images, grids, strict=True):
+            if id(features) not in chosen:
+                chosen[id(features)] = self._choose_image(modality, features, grid)
         return Selection(
-            placeholder,
-            [len(features) for features in images],
-            [chosen[id(features)] for features in images],
+            modality, placeholder, lengths, [chosen[id(features)] for features in images]
         )
 
-    def _choose_image(self, features: Tensor) -> ImageChoice:
+    def _choose_image(
+        self, modality: str, features: Tensor, grid: tuple[int, int, int] | None
+    ) -> ImageChoice:
         """Runs the pruner on every group of one image's features [n, d]."""
         stays = torch.ones(len(features), dtype=torch.bool, device=features.device)
         groups = []
-        for group in self.family.groups(self.model, features):
+        for group in self.family.groups(self.model, modality, features, grid):
             tokens = VisualTokens(features[group.rows].detach(), grid=group.grid)
             indices = self.pruner.select(tokens)
             stays[group.rows] = False
@@ -317,9 +365,11 @@ class PrunedModel:
             )
         return mask
 
-    def _plan(self, selection: Selection, mask: Tensor, past: int) -> Plan:
+    def _plan(self, selections: list[Selection], mask: Tensor, past: int) -> Plan:
         """Which columns remain, rows aligned to the right so that each ends with its last token."""
-        keep = ~selection.dropped()
+        keep = torch.ones_like(selections[0].placeholder)
+        for selection in selections:
+            keep &= ~selection.dropped()
         b, length = keep.shape
         if b > 1:
             # Padding goes too, or the row with the most of it would set the length for all. The
@@ -328,7 +378,7 @@ class PrunedModel:
             remaining = int(keep.sum(1).max())
             checks.raise_pending()  # that read has waited for the verdicts too
         else:
-            remaining = length - selection.dropped_count
+            remaining = length - sum(selection.dropped_count for selection in selections)
         self.kept_mask = keep
         order = torch.sort(keep.to(torch.uint8), dim=1, stable=True).indices[:, -remaining:]
         return Plan(order, keep.gather(1, order), past, length)
@@ -343,13 +393,14 @@ class PrunedModel:
         b = len(mask)
 
         def gather(values: Tensor, fill: int) -> Tensor:
-            # [..., b, L] with leading dimensions (M-RoPE has three rows a token)
+            # [..., b, L] with leading dimensions (M-RoPE has three positions a token)
             shape = (*values.shape[:-2], b)
             values = values.expand(*shape, values.shape[-1])
             index = plan.order.expand(*shape, plan.order.shape[1])
             return values.gather(-1, index).masked_fill(~plan.real, fill)
 
-        call["input_ids"] = gather(call["input_ids"], padding_id(self.model.config))
+        taken = {self.family.token_id(self.model, name) for name in self.family.modalities}
+        call["input_ids"] = gather(call["input_ids"], padding_id(self.model.config, taken))
         call["position_ids"] = gather(call["position_ids"], 0)
         new = gather(mask[:, plan.past :], 0)
         if isinstance(cache, PrunedCache):
@@ -379,13 +430,44 @@ def past_origin(cache: Cache, before: Tensor, past: int) -> Tensor:
     return torch.cat([cache.origin, decoded.expand(len(before), -1)], 1)
 
 
-def padding_id(config: Any) -> int:
-    """A token id for padding that is no image placeholder; the mask hides it."""
+def padding_id(config: Any, taken: set[int]) -> int:
+    """A token id for padding that is no placeholder, of which ``taken`` has the ids.
+
+    The mask hides it, so any id does.
+    """
     for source in (config, config.get_text_config()):
         pad = getattr(source, "pad_token_id", None)
-        if isinstance(pad, int) and 0 <= pad != config.image_token_id:
+        if isinstance(pad, int) and pad >= 0 and pad not in taken:
             return pad
-    return 0 if config.image_token_id != 0 else 1
+    return next(index for index in range(len(taken) + 1) if index not in taken)
+
+
+@contextmanager
+def whole_prefills(model: PreTrainedModel) -> Iterator[None]:
+    """Refuses `generate` with chunked prefill, which would show the pruner parts of an image."""
+    own = vars(model).get("generate")
+    generate = model.generate
+
+    @functools.wraps(generate)
+    def checked(*args: Any, **kwargs: Any) -> Any:
+        config = kwargs.get("generation_config") or (args[1] if len(args) > 1 else None)
+        config = config or model.generation_config
+        size = kwargs.get("prefill_chunk_size", getattr(config, "prefill_chunk_size", None))
+        if size is not None:
+            raise ValueError(
+                f"prefill_chunk_size={size} would choose tokens chunk by chunk instead of image by "
+                "image; leave it unset: a pruned prefill is short already"
+            )
+        return generate(*args, **kwargs)
+
+    model.generate = checked
+    try:
+        yield
+    finally:
+        if own is None:
+            del model.generate
+        else:
+            model.generate = own
 
 
 @contextmanager
@@ -415,7 +497,8 @@ def prune(model: PreTrainedModel, pruner: Pruner) -> Iterator[PrunedModel]:
     after = model.register_forward_hook(pruned.after, with_kwargs=True, always_call=True)
     _active.add(model)
     try:
-        yield pruned
+        with whole_prefills(model):
+            yield pruned
         checks.raise_pending()
     finally:
         before.remove()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 
 import pytest
 import torch
@@ -11,7 +12,17 @@ from gprune import GPrune, RandomPruner, UniformGridPruner, kept_count
 from gprune.errors import UnsupportedModelError, UnsupportedVersionError
 from gprune.hf import versions
 from gprune.hf.cache import PrunedCache
-from tests.hf.models import BUILDERS, IMAGE, SIDE, Batch, make_batch, masked_greedy
+from tests.hf.models import (
+    BUILDERS,
+    IMAGE,
+    SIDE,
+    TILED,
+    Batch,
+    add_video,
+    finish_batch,
+    make_batch,
+    masked_greedy,
+)
 
 FAMILIES = list(BUILDERS)
 # One image; uneven images with a text-only row; several images a row.
@@ -140,7 +151,7 @@ def test_kept_says_what_was_kept(family, model):
             assert group.grid[0] * group.grid[1] == group.size
             total += len(group.indices)
         newlines = 0
-        for image in range(batch.images[row]):
+        for image in range(len(batch.rows[row])):
             sizes = [group.size for group in groups if group.image == image]
             newlines += next(lengths) - sum(sizes)
         assert int((pruned.kept_mask & visual)[row].sum()) == total + newlines
@@ -163,9 +174,9 @@ def test_llava_next_groups_and_newlines():
 
 def test_selection_is_of_the_projected_features(family, model):
     batch = make_batch(family, model, [1])
-    images = {k: v for k, v in batch.inputs.items() if k in ("pixel_values", "image_sizes")}
     with torch.no_grad():
-        features = model.base_model.get_image_features(**images, return_dict=True).pooler_output[0]
+        encoded = model.base_model.get_image_features(**batch.pixels, return_dict=True)
+    features = encoded.pooler_output[0]
     with GPrune(keep=0.4)(model) as pruned:
         forward(model, batch)
     from gprune import VisualTokens
@@ -181,11 +192,9 @@ def test_batch_mates_do_not_change_what_is_kept(family, model):
         forward(model, together)
         expected = [group.indices for group in pruned.kept[0]]
         ids = together.inputs["input_ids"][:1, -int(together.inputs["attention_mask"][0].sum()) :]
-        alone = {
-            k: v[:1] for k, v in together.inputs.items() if k in ("pixel_values", "image_sizes")
-        }
+        alone = finish_batch(family, ids, torch.ones_like(ids), together.rows[:1], [])
         with torch.no_grad():
-            model(input_ids=ids, **alone)
+            model(**alone.inputs)
         actual = [group.indices for group in pruned.kept[0]]
     assert all(map(torch.equal, expected, actual))
 
@@ -201,8 +210,8 @@ def test_original_position_ids_reach_the_language_model(family, model):
     with GPrune(keep=0.25)(model) as pruned:
         forward(model, batch)
     handle.remove()
-    expected = pruned.kept_mask[0].nonzero().squeeze(1)
-    assert torch.equal(seen["position_ids"][0], expected)
+    kept = pruned.kept_mask[0].nonzero().squeeze(1)
+    assert torch.equal(seen["position_ids"], batch.positions(model)[..., kept])
     assert seen["attention_mask"] is not None  # or gaps would read as packed sequences
 
 
@@ -221,19 +230,24 @@ def test_second_turn_with_another_image(family, model):
         make_batch(family, model, [1, 2], seed=1),
         make_batch(family, model, [1, 1], seed=2),
     )
-    pixels = {k: v for k, v in second.inputs.items() if k in ("pixel_values", "image_sizes")}
+    # The reference takes the images row by row: first turn, then second.
+    ids, mask = (
+        torch.cat([first.inputs[name], second.inputs[name]], 1)
+        for name in ("input_ids", "attention_mask")
+    )
+    rows = [one + other for one, other in zip(first.rows, second.rows, strict=True)]
+    joined = finish_batch(family, ids, mask, rows, [])
+    positions = joined.positions(model)
+    past = first.inputs["input_ids"].shape[1]
     with UniformGridPruner(keep=0.3)(model) as pruned, torch.no_grad():
-        mask = torch.cat([first.inputs["attention_mask"], second.inputs["attention_mask"]], 1)
-        positions = (mask.cumsum(-1) - 1).clamp(min=0)
-        past = first.inputs["input_ids"].shape[1]
-        cache = forward(model, first, position_ids=positions[:, :past]).past_key_values
+        cache = forward(model, first, position_ids=positions[..., :past]).past_key_values
         kept_first = pruned.kept_mask
         output = model(
             input_ids=second.inputs["input_ids"],
             attention_mask=mask,
-            position_ids=positions[:, past:],
+            position_ids=positions[..., past:],
             past_key_values=cache,
-            **pixels,
+            **second.pixels,
         )
         kept_second = pruned.kept_mask
         assert cache.get_seq_length() == mask.shape[1]
@@ -241,14 +255,9 @@ def test_second_turn_with_another_image(family, model):
         step = model(
             input_ids=token,
             attention_mask=torch.cat([mask, torch.ones_like(token)], 1),
-            position_ids=positions[:, -1:] + 1,
+            position_ids=positions[..., -1:] + 1,
             past_key_values=cache,
         )
-    # The reference takes the images row by row: first turn, then second.
-    ids = torch.cat([first.inputs["input_ids"], second.inputs["input_ids"]], 1)
-    order = [0, 3, 1, 2, 4]  # images 0..2 belong to the first turn (1 + 2), 3 and 4 to the second
-    both = {k: torch.cat([first.inputs[k], second.inputs[k]])[order] for k in pixels}
-    joined = Batch({"input_ids": ids, "attention_mask": mask, **both}, [2, 3], [])
     tokens, logits = masked_greedy(model, joined, torch.cat([kept_first, kept_second], 1), 2)
     assert torch.equal(token, tokens[:, :1])
     assert (output.logits[:, -1] - logits[:, 0]).abs().max() <= 1e-5
@@ -315,10 +324,35 @@ def test_beams_choose_once_for_each_image(family, model, monkeypatch):
     with GPrune(keep=0.3)(model) as pruned:
         model.generate(**batch.inputs, num_beams=3, max_new_tokens=2)
         assert len(pruned.kept) == 6
-    groups = 2 if family == "llava_next" else 1
+    groups = 2 if family in TILED else 1
     # Features in one tensor are copied for the beams, so they cannot be told to be the same.
     times = 3 if family in ("internvl", "vipllava") else 1
     assert len(calls) == 3 * groups * times
+
+
+@pytest.mark.parametrize("keep", [1.0, 0.4])
+@pytest.mark.parametrize("video_family", ["llava_onevision", "qwen2_vl", "qwen2_5_vl"])
+def test_videos_beside_images(video_family, keep):
+    """An image and a video in one prompt; of the video every frame is a group."""
+    model = BUILDERS[video_family]()
+    batch, frames = add_video(video_family, model, make_batch(video_family, model, [1]))
+    untouched = model.generate(**batch.inputs, **GREEDY)
+    with GPrune(keep=keep)(model) as pruned:
+        output = model.generate(**batch.inputs, **GREEDY)
+        kept_mask, kept = pruned.kept_mask, pruned.kept[0]
+        uncached = model.generate(**batch.inputs, **GREEDY, use_cache=False)
+    video = [group for group in kept if group.modality == "video"]
+    assert len(video) == frames
+    assert all(len(group.indices) == kept_count(group.size, keep) for group in video)
+    assert {group.modality for group in kept} == {"image", "video"}
+    assert torch.equal(output.sequences, uncached.sequences)
+    if keep == 1.0:
+        assert torch.equal(output.sequences, untouched.sequences)
+        assert all(map(torch.equal, output.logits, untouched.logits))
+        return
+    tokens, logits = masked_greedy(model, batch, kept_mask, STEPS)
+    assert torch.equal(output.sequences[:, -STEPS:], tokens)
+    assert torch.stack(output.logits, 1).sub(logits).abs().max() <= 1e-5
 
 
 def test_text_only_passes_unchanged(family, model):
@@ -334,13 +368,14 @@ def test_text_only_passes_unchanged(family, model):
 
 def test_callers_inputs_are_not_touched(family, model):
     batch = make_batch(family, model, [1, 2])
-    before = {name: value.clone() for name, value in batch.inputs.items()}
-    images = {k: v for k, v in batch.inputs.items() if k in ("pixel_values", "image_sizes")}
     with torch.no_grad():
-        encoded = model.base_model.get_image_features(**images, return_dict=True)
+        encoded = model.base_model.get_image_features(**batch.pixels, return_dict=True)
     lengths = [len(x) for x in encoded.pooler_output]
     given = {"image": encoded}
-    text = {k: v for k, v in batch.inputs.items() if k in ("input_ids", "attention_mask")}
+    text = {k: v for k, v in batch.inputs.items() if not k.startswith(("pixel", "image"))}
+    text["position_ids"] = batch.positions(model)  # M-RoPE needs grids, which features lack
+    batch.inputs["position_ids"] = text["position_ids"]
+    before = {name: value.clone() for name, value in batch.inputs.items()}
     with GPrune(keep=0.3)(model):
         from_pixels = forward(model, batch).logits
         with torch.no_grad():
@@ -353,10 +388,18 @@ def test_callers_inputs_are_not_touched(family, model):
 
 def test_positional_arguments(family, model):
     batch = make_batch(family, model, [1])
-    rest = {k: v for k, v in batch.inputs.items() if k not in ("input_ids", "pixel_values")}
+    names = list(inspect.signature(model.forward).parameters)
+    values = [batch.inputs.get(name) for name in names]
     with GPrune(keep=0.3)(model), torch.no_grad():
         named = model(**batch.inputs).logits
-        positional = model(batch.inputs["input_ids"], batch.inputs["pixel_values"], **rest).logits
+        positional = model(
+            *values[: names.index("pixel_values") + 1],
+            **{
+                name: value
+                for name, value in zip(names, values, strict=True)
+                if names.index(name) > names.index("pixel_values") and value is not None
+            },
+        ).logits
     assert torch.equal(named, positional)
 
 
@@ -413,8 +456,28 @@ def test_placeholders_without_images_are_refused(family, model):
 
 def test_chunked_prefill_is_refused(family, model):
     batch = make_batch(family, model, [1])
-    with GPrune(keep=0.3)(model), pytest.raises(ValueError, match="prefill_chunk_size"):
-        model.generate(**batch.inputs, max_new_tokens=2, prefill_chunk_size=7)
+    config = copy.deepcopy(model.generation_config)
+    config.prefill_chunk_size = 9
+    with GPrune(keep=0.3)(model):
+        with pytest.raises(ValueError, match="prefill_chunk_size=7 would choose"):
+            model.generate(**batch.inputs, max_new_tokens=2, prefill_chunk_size=7)
+        with pytest.raises(ValueError, match="prefill_chunk_size=9 would choose"):
+            model.generate(**batch.inputs, max_new_tokens=2, generation_config=config)
+
+
+def test_part_of_an_image_is_refused(family, model):
+    """As a chunked prefill by hand would pass it."""
+    batch = make_batch(family, model, [1])
+    with torch.no_grad():
+        encoded = model.base_model.get_image_features(**batch.pixels, return_dict=True)
+    half = batch.lengths[0] // 2 - 1
+    rows = [features[:half] for features in encoded.pooler_output]
+    tensor = isinstance(encoded.pooler_output, torch.Tensor)
+    encoded.pooler_output = torch.stack(rows) if tensor else rows
+    ids = batch.inputs["input_ids"][:, : 3 + half]
+    positions = batch.positions(model)[..., : 3 + half]
+    with GPrune(keep=0.3)(model), pytest.raises(ValueError, match="features have"):
+        model(input_ids=ids, position_ids=positions, mm_encoder_outputs={"image": encoded})
 
 
 def test_static_cache_is_refused_not_wrong(family, model):
