@@ -70,6 +70,8 @@ FONTS = (
 # alone could decide a ranking of pruning methods.
 KINDS = SHAPES + DIGITS + PATTERNS
 HUES = (*COLORS, "ink", *TINTS)
+# What a patch marks: which digit of its number it shows, or the centre of an object.
+MARKS = ("none", "first", "second", "third", "centre")
 
 QUESTION_TYPES = (
     "text",
@@ -160,11 +162,7 @@ class Scene:
             draw_shape(kind_pen, item, KINDS.index(item.shape), 1)
             draw_shape(hue_pen, item, HUES.index(item.color), 1)
         for text in self.texts:
-            _, top, right, bottom = text.box
-            ends = (*text.edges[1:], right)
-            for digit, start, end in zip(text.digits, text.edges, ends, strict=True):
-                # A glyph's strokes are thin: its whole box stands for the digit.
-                area = (start, top, max(start, end - 1), bottom - 1)
+            for digit, area in zip(text.digits, digit_areas(text), strict=True):
                 kind_pen.rectangle(area, fill=KINDS.index(digit))
                 hue_pen.rectangle(area, fill=HUES.index("ink"))
         weight_kind = np.where(np.arange(len(KINDS)) < len(KINDS) - len(PATTERNS), 2, 1)
@@ -173,6 +171,18 @@ class Scene:
             heaviest_label(np.asarray(kind_image), weight_kind),
             heaviest_label(np.asarray(hue_image), weight_hue),
         )
+
+    def patch_marks(self) -> np.ndarray:
+        """Indices into ``MARKS``, [GRID, GRID]: the order of digits and the centres of objects."""
+        marks = Image.fromarray(np.zeros((IMAGE_SIZE, IMAGE_SIZE), dtype=np.uint8))
+        pen = ImageDraw.Draw(marks)
+        for text in self.texts:
+            for place, area in enumerate(digit_areas(text), 1):
+                pen.rectangle(area, fill=place)
+        result = heaviest_label(np.asarray(marks), np.array([1, 2, 2, 2, 2]))
+        for item in self.objects:
+            result[int(item.y) // PATCH_SIZE, int(item.x) // PATCH_SIZE] = MARKS.index("centre")
+        return result
 
     def foreground(self) -> np.ndarray:
         """True where a patch shows an object or a digit rather than background: [GRID, GRID]."""
@@ -373,6 +383,16 @@ OUTLINES: dict[str, list[tuple[float, float]]] = {
     "star": _star(),
     "heart": _heart(),
 }
+
+
+def digit_areas(text: Text) -> list[tuple[float, float, float, float]]:
+    """The box of each digit: a glyph's strokes are thin, so its whole box stands for it."""
+    _, top, right, bottom = text.box
+    ends = (*text.edges[1:], right)
+    return [
+        (start, top, max(start, end - 1), bottom - 1)
+        for start, end in zip(text.edges, ends, strict=True)
+    ]
 
 
 def heaviest_label(labels: np.ndarray, weight: np.ndarray) -> np.ndarray:

@@ -39,6 +39,8 @@ from gprune.tinyvlm.packing import IGNORED, PackedQuestions, pack, packed_logits
 from gprune.tinyvlm.scenes import (
     HUES,
     KINDS,
+    MARKS,
+    Scene,
     make_scene,
 )
 from gprune.tinyvlm.vocabulary import build_tokenizer
@@ -57,6 +59,8 @@ class Recipe:
     vision_rate: float = 4e-4
     warmup: int = 150
     patch_weight: float = 0.3
+    mark_weight: float = 1.0
+    marks_from: int = 800  # step of stage 2: digits must be told apart before they can be ordered
     easy_vqa_images: int = 4  # of each batch
     easy_vqa_questions: int = 8  # of each of those images
     weight_decay: float = 0.05
@@ -70,6 +74,7 @@ class Batch:
     pixels: Tensor
     kinds: Tensor
     hues: Tensor
+    marks: Tensor
     packed: PackedQuestions | None
 
 
@@ -104,40 +109,44 @@ class Steps(Dataset[Batch]):
         for index in rng.choice(easyvqa.indices("train"), recipe.easy_vqa_images, replace=False):
             pictures.append(easyvqa.image("train", int(index)))
             questions.append(easyvqa.ask("train", int(index), recipe.easy_vqa_questions, rng))
-        kinds, hues = dense(scenes)
         unlabelled = torch.full((recipe.easy_vqa_images, VISUAL_TOKENS), IGNORED)
+        kinds, hues, marks = (torch.cat([labels, unlabelled]) for labels in dense(scenes))
         return Batch(
             to_pixels(pictures),
-            torch.cat([kinds, unlabelled]),
-            torch.cat([hues, unlabelled]),
+            kinds,
+            hues,
+            marks,
             pack(questions, self.tokenizer, VISUAL_TOKENS),
         )
 
 
-def dense(scenes: list[Any]) -> tuple[Tensor, Tensor]:
-    """The patch labels of scenes, kinds and hues, both [b, n]."""
-    labels = [scene.patch_labels() for scene in scenes]
-    kinds, hues = (
-        torch.from_numpy(np.stack([pair[i].ravel() for pair in labels])).long() for i in (0, 1)
+def dense(scenes: list[Scene]) -> tuple[Tensor, Tensor, Tensor]:
+    """The patch labels of scenes: kinds, hues and marks, each [b, n]."""
+    labels = [(*scene.patch_labels(), scene.patch_marks()) for scene in scenes]
+    kinds, hues, marks = (
+        torch.from_numpy(np.stack([one.ravel() for one in part])).long()
+        for part in zip(*labels, strict=True)
     )
-    return kinds, hues
+    return kinds, hues, marks
 
 
 class PatchHeads(nn.Module):
-    """Linear classifiers of what a patch shows and in which hue; not part of the shipped model."""
+    """Linear classifiers of what a patch shows, its hue and its mark; not part of the model."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(width)
         self.kind = nn.Linear(width, len(KINDS))
         self.hue = nn.Linear(width, len(HUES))
+        self.mark = nn.Linear(width, len(MARKS))
 
-    def loss(self, features: Tensor, batch: Batch) -> Tensor:
-        """Mean cross-entropy over labelled patches; ``features`` [b, n, width]."""
+    def loss(self, features: Tensor, batch: Batch) -> dict[str, Tensor]:
+        """Mean cross-entropies over labelled patches; ``features`` [b, n, width]."""
         x = self.norm(features)
         kind = F.cross_entropy(self.kind(x).flatten(0, 1), batch.kinds.flatten())
         hue = F.cross_entropy(self.hue(x).flatten(0, 1), batch.hues.flatten())
-        return kind + hue
+        mark = F.cross_entropy(self.mark(x).flatten(0, 1), batch.marks.flatten())
+        return {"patch": kind + hue, "mark": mark}
 
 
 def cosine(step: int, total: int, warmup: int) -> float:
@@ -248,19 +257,22 @@ class Trainer:
     def vision(self) -> nn.Module:
         return self.model.model.vision_tower
 
-    def loss(self, stage: str, batch: Batch) -> dict[str, Tensor]:
-        """The parts of a stage's loss, already weighted: their sum is what is minimised."""
+    def loss(self, stage: str, step: int, batch: Batch) -> dict[str, Tensor]:
+        """The parts of a step's loss, already weighted: their sum is what is minimised."""
         features = vision_features(self.model, batch.pixels)
         dense_loss = self.heads.loss(features, batch)
         if stage == "patches":
-            return {"patch": dense_loss}
+            return {"patch": dense_loss["patch"]}
         assert batch.packed is not None  # stage "answers" always packs questions
         projected = self.model.model.multi_modal_projector(features)
         logits = packed_logits(self.model, projected, batch.packed)
         answer = F.cross_entropy(
             logits.flatten(0, 1).float(), batch.packed.labels.flatten(), ignore_index=IGNORED
         )
-        return {"answer": answer, "patch": self.recipe.patch_weight * dense_loss}
+        parts = {"answer": answer, "patch": self.recipe.patch_weight * dense_loss["patch"]}
+        if step >= self.recipe.marks_from:
+            parts["mark"] = self.recipe.mark_weight * dense_loss["mark"]
+        return parts
 
     def log(self, **record: Any) -> None:
         with (self.folder / "log.jsonl").open("a") as stream:
@@ -297,7 +309,7 @@ class Trainer:
         for step, batch in enumerate(loader, start):
             for group in optimizer.param_groups:
                 group["lr"] = group["initial"] * cosine(step, steps, recipe.warmup)
-            parts = self.loss(stage, batch)
+            parts = self.loss(stage, step, batch)
             torch.stack(list(parts.values())).sum().backward()  # type: ignore[no-untyped-call]
             trained = [p for group in optimizer.param_groups for p in group["params"]]
             nn.utils.clip_grad_norm_(trained, recipe.clip)

@@ -9,7 +9,17 @@ import pytest
 
 from gprune.tinyvlm import QUESTION_TYPES, make_scene
 from gprune.tinyvlm import scenes as module
-from gprune.tinyvlm.scenes import COLORS, GRID, HUES, KINDS, PATTERNS, SHAPES, SIDES, TINTS
+from gprune.tinyvlm.scenes import (
+    COLORS,
+    GRID,
+    HUES,
+    KINDS,
+    MARKS,
+    PATTERNS,
+    SHAPES,
+    SIDES,
+    TINTS,
+)
 
 SCENES = [make_scene("validation", 3, index) for index in range(150)]
 
@@ -84,6 +94,23 @@ def test_patch_labels_agree_with_the_picture():
         for text in scene.texts:
             shown = {KINDS[k] for k in np.unique(kinds)}
             assert set(text.digits) & shown
+
+
+def test_patch_marks_order_digits_and_centre_objects():
+    for scene in SCENES[:50]:
+        marks = scene.patch_marks()
+        for item in scene.objects:
+            assert MARKS[marks[int(item.y) // 8, int(item.x) // 8]] == "centre"
+        assert (marks == MARKS.index("centre")).sum() <= len(scene.objects)
+        columns = [
+            np.nonzero(marks == MARKS.index(name))[1] for name in ("first", "second", "third")
+        ]
+        if scene.texts:
+            means = [found.mean() for found in columns if len(found)]
+            assert len(means) >= 2
+            assert means == sorted(means)
+        else:
+            assert not any(len(found) for found in columns)
 
 
 def by_kind(kind):

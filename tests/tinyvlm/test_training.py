@@ -19,7 +19,7 @@ from gprune.tinyvlm.scenes import IMAGE_SIZE
 from gprune.tinyvlm.train import Recipe, Steps, Trainer, app, cosine
 from gprune.tinyvlm.vocabulary import UNKNOWN, build_tokenizer, unknown_words
 
-RECIPE = Recipe(batch=3, patch_steps=4, answer_steps=4, warmup=2, easy_vqa_images=1)
+RECIPE = Recipe(batch=3, patch_steps=4, answer_steps=4, warmup=2, easy_vqa_images=1, marks_from=3)
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +105,8 @@ def test_batches_follow_from_the_step(tmp_path):
     other = Steps(RECIPE, "answers", 3, 4)[0]
     assert torch.equal(one.pixels, other.pixels)
     assert torch.equal(one.packed.ids, other.packed.ids)
-    assert (one.kinds[-1] == IGNORED).all()  # easy-VQA has no dense labels
+    for labels in (one.kinds, one.hues, one.marks):
+        assert (labels[-1] == IGNORED).all()  # easy-VQA has no dense labels
     assert (one.kinds[0] >= 0).all()
 
 
