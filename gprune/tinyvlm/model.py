@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import (
     AutoModelForImageTextToText,
     AutoProcessor,
@@ -80,6 +81,18 @@ def build_model(seed: int) -> LlavaForConditionalGeneration:
     config.bos_token_id = model.config.text_config.bos_token_id
     config.eos_token_id = model.config.text_config.eos_token_id
     return model
+
+
+def sinusoids(side: int, width: int) -> Tensor:
+    """Sine-cosine embeddings of a raster's rows and columns, float32 [side * side, width]."""
+    count = width // 4
+    frequency = torch.pi * 2 ** (torch.arange(count) * 4 / count) / (2 * side)
+    phase = torch.arange(side)[:, None] * frequency  # [side, width / 4]
+    wave = torch.cat([phase.sin(), phase.cos()], 1)
+    rows = wave[:, None].expand(side, side, -1)
+    columns = wave[None].expand(side, side, -1)
+    table = torch.cat([rows, columns], -1).reshape(side * side, width)
+    return table - table.mean(0)
 
 
 def build_processor() -> LlavaProcessor:

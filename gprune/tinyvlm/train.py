@@ -34,9 +34,10 @@ from gprune.tinyvlm.accuracy import (
     to_pixels,
     vision_features,
 )
-from gprune.tinyvlm.model import build_model, build_processor
+from gprune.tinyvlm.model import build_model, build_processor, sinusoids
 from gprune.tinyvlm.packing import IGNORED, PackedQuestions, pack, packed_logits
 from gprune.tinyvlm.scenes import (
+    GRID,
     HUES,
     KINDS,
     MARKS,
@@ -54,13 +55,18 @@ class Recipe:
     batch: int = 16
     patch_steps: int = 2000
     patch_rate: float = 1e-3
-    answer_steps: int = 3000
+    answer_steps: int = 3200
     answer_rate: float = 1e-3
     vision_rate: float = 4e-4
     warmup: int = 150
     patch_weight: float = 0.3
     mark_weight: float = 1.0
     marks_from: int = 800  # step of stage 2: digits must be told apart before they can be ordered
+    # Step of stage 2. A tower trained from random position embeddings hardly uses them: what it
+    # sees is there, where it sees it is not. From here they carry sinusoids too.
+    places_from: int = 1400
+    place_scale: float = 0.3
+    place_rate: float = 1e-3  # the tower's learning rate from there on
     easy_vqa_images: int = 4  # of each batch
     easy_vqa_questions: int = 8  # of each of those images
     weight_decay: float = 0.05
@@ -222,7 +228,7 @@ class Trainer:
         """AdamW over what the stage trains, with the moments of a resumed run."""
         recipe = self.recipe
         vision = {f"model.model.vision_tower.{n}" for n, _ in self.vision.named_parameters()}
-        groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+        groups: dict[tuple[float, float, float], list[nn.Parameter]] = {}
         for name, parameter in self.modules.named_parameters():
             in_vision = name in vision
             if stage == "patches" and not (in_vision or name.startswith("heads.")):
@@ -231,12 +237,19 @@ class Trainer:
                 rate = recipe.patch_rate
             else:
                 rate = recipe.vision_rate if in_vision else recipe.answer_rate
+            placed = recipe.place_rate if in_vision else rate
             decay = recipe.weight_decay if parameter.ndim > 1 else 0.0
-            groups.setdefault((rate, decay), []).append(parameter)
+            groups.setdefault((rate, placed, decay), []).append(parameter)
         optimizer = torch.optim.AdamW(
             [
-                {"params": parameters, "lr": rate, "initial": rate, "weight_decay": decay}
-                for (rate, decay), parameters in groups.items()
+                {
+                    "params": parameters,
+                    "lr": rate,
+                    "initial": rate,
+                    "placed": placed,
+                    "weight_decay": decay,
+                }
+                for (rate, placed, decay), parameters in groups.items()
             ],
             betas=(0.9, 0.98),
             fused=True,
@@ -254,8 +267,15 @@ class Trainer:
         return optimizer
 
     @property
-    def vision(self) -> nn.Module:
+    def vision(self) -> Any:
         return self.model.model.vision_tower
+
+    @torch.no_grad()
+    def add_places(self) -> None:
+        """Adds sinusoids to the tower's position embeddings (see `Recipe.places_from`)."""
+        table = self.vision.embeddings.position_embedding.weight
+        # Row 0 is the CLS token.
+        table[1:] += self.recipe.place_scale * sinusoids(GRID, table.shape[1])
 
     def loss(self, stage: str, step: int, batch: Batch) -> dict[str, Tensor]:
         """The parts of a step's loss, already weighted: their sum is what is minimised."""
@@ -307,8 +327,12 @@ class Trainer:
         running: dict[str, float] = {}
         began = time.perf_counter()
         for step, batch in enumerate(loader, start):
+            placed = stage == "answers" and step >= recipe.places_from
+            if placed and step == recipe.places_from:
+                self.add_places()
             for group in optimizer.param_groups:
-                group["lr"] = group["initial"] * cosine(step, steps, recipe.warmup)
+                rate = group["placed"] if placed else group["initial"]
+                group["lr"] = rate * cosine(step, steps, recipe.warmup)
             parts = self.loss(stage, step, batch)
             torch.stack(list(parts.values())).sum().backward()  # type: ignore[no-untyped-call]
             trained = [p for group in optimizer.param_groups for p in group["params"]]

@@ -13,13 +13,21 @@ from typer.testing import CliRunner
 from gprune import GPrune, UniformGridPruner
 from gprune.tinyvlm import easyvqa, load, make_scene
 from gprune.tinyvlm.accuracy import Sample, by_type, held_out, score, to_pixels, vision_features
-from gprune.tinyvlm.model import build_model, build_processor
+from gprune.tinyvlm.model import build_model, build_processor, sinusoids
 from gprune.tinyvlm.packing import IGNORED, answered, pack, packed_logits
 from gprune.tinyvlm.scenes import IMAGE_SIZE
 from gprune.tinyvlm.train import Recipe, Steps, Trainer, app, cosine
 from gprune.tinyvlm.vocabulary import UNKNOWN, build_tokenizer, unknown_words
 
-RECIPE = Recipe(batch=3, patch_steps=4, answer_steps=4, warmup=2, easy_vqa_images=1, marks_from=3)
+RECIPE = Recipe(
+    batch=3,
+    patch_steps=4,
+    answer_steps=4,
+    warmup=2,
+    easy_vqa_images=1,
+    marks_from=3,
+    places_from=2,
+)
 
 
 @pytest.fixture(scope="module")
@@ -170,6 +178,14 @@ def test_one_command_trains_a_model_that_transformers_loads(tmp_path, monkeypatc
 def test_absent_checkpoint(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"gprune\.tinyvlm\.train"):
         load(tmp_path)
+
+
+def test_sinusoids_tell_places_apart_and_neighbours_alike():
+    table = torch.nn.functional.normalize(sinusoids(14, 128), dim=1)
+    alike = (table @ table.T).view(14, 14, 14, 14)
+    assert alike.view(196, 196).fill_diagonal_(0).max() < 0.98
+    assert alike[5, 5, 5, 6] > alike[5, 5, 5, 8] > alike[5, 5, 5, 13]
+    assert torch.allclose(alike[5, 5, 5, 6], alike[5, 5, 6, 5])
 
 
 def test_learning_rate():
