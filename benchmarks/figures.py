@@ -11,14 +11,14 @@ from gprune.cli import answer, pictures_of, quiet_transformers
 from gprune.tinyvlm import load, make_scene
 
 FOLDER = Path("docs/images")
-SCENE = 11
+SCENE, QUESTION = 11, "background_pattern"
 KEEPS = (0.5, 0.25, 0.1)
 
 
 def hero(model: object, processor: object) -> None:
     """One scene, what each method keeps of it at three budgets, and the answer to one question."""
     scene = make_scene("test", 0, SCENE)
-    question = next(item for item in scene.ask() if item.kind == "text")
+    question = next(item for item in scene.ask() if item.kind == QUESTION)
     pictures = []
     for keep in KEEPS:
         for name in methods():
