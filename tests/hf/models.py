@@ -126,10 +126,10 @@ def vipllava(dtype: torch.dtype = torch.float32, attention: str = "sdpa") -> Any
         vision_config=_vision(),
         text_config=_text(),
         image_token_index=IMAGE,
-        vision_feature_layer=[-1, 1],
         image_seq_length=SIDE * SIDE,
         attn_implementation=attention,
     )
+    config.vision_feature_layers = [-1, 1]  # the name that old and new transformers understand
     return _finish(VipLlavaForConditionalGeneration(config), dtype)
 
 
