@@ -201,11 +201,13 @@ class PrunedModel:
             )
         cache = call.get("past_key_values")
         past = 0 if cache is None else int(cache.get_seq_length())
-        positions = call.get("position_ids")
-        if positions is None:
-            # Before the encoder takes the grids that they may depend on.
+        visual, used = self._encoded(call)
+        positions: Any = call.get("position_ids")
+        if positions is None and (visual or isinstance(cache, PrunedCache)):
+            # While the call still has the grids that they may depend on.
             positions = self.family.default_positions(model, call, past)
-        visual = self._encoded(call)
+        for name in used:
+            del call[name]
         if isinstance(cache, PrunedCache):
             cache.translated = True
         if visual:
@@ -235,10 +237,11 @@ class PrunedModel:
             used = torch.cat([before, used], 1)
         mark_pruned(cache, origin, used, plan.past + plan.length)
 
-    def _encoded(self, call: dict[str, Any]) -> dict[str, Any]:
-        """The encoder output of each modality in the call; encodes pixels."""
+    def _encoded(self, call: dict[str, Any]) -> tuple[dict[str, Any], set[str]]:
+        """The encoder output of each modality in the call, and the arguments that encoding used."""
         given = call.get("mm_encoder_outputs") or {}
-        visual, used = {}, set()
+        visual: dict[str, Any] = {}
+        used: set[str] = set()
         for modality in self.family.modalities:
             pixels = call.get(PIXELS[modality])
             if given.get(modality) is not None:
@@ -246,12 +249,10 @@ class PrunedModel:
             elif pixels is not None and len(pixels):
                 visual[modality] = self.family.encode(self.model, modality, call)
                 used |= self.family.encoder_arguments(self.model, modality, call)
-        for name in used:
-            del call[name]
-        return visual
+        return visual, used
 
     def _continue_text(
-        self, call: dict[str, Any], cache: Cache | None, past: int, positions: Tensor
+        self, call: dict[str, Any], cache: Cache | None, past: int, positions: Tensor | None
     ) -> None:
         """A decoding step or a turn without images."""
         ids = call["input_ids"]
