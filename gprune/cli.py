@@ -451,6 +451,43 @@ def methods(as_json: JsonOption = False) -> None:
 
 
 @app.command()
+def families(
+    markdown: Annotated[bool, typer.Option(help="Print the table of the documentation.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """List the model families that can be pruned.
+
+    Example: gprune families --json
+    """
+    from gprune.hf.families import FAMILIES
+
+    if as_json:
+        rows = [{**dataclasses.asdict(family)} for family in FAMILIES]
+        print_json({"families": rows})
+        return
+    heads = ("family", "tier", "model", "takes", "pruned together", "class")
+    cells = [
+        (
+            family.name,
+            str(family.tier),
+            family.title,
+            " and ".join(f"{modality}s" for modality in family.modalities),
+            family.divided,
+            ", ".join(family.architectures),
+        )
+        for family in FAMILIES
+    ]
+    if markdown:
+        for row in (heads, ("---",) * len(heads), *cells):
+            typer.echo(f"| {' | '.join(row)} |")
+        return
+    table = Table(*heads)
+    for row in cells:
+        table.add_row(*row)
+    out_console.print(table)
+
+
+@app.command()
 def flops(
     model: Annotated[
         str | None, typer.Argument(help="Folder or hub id of a model, for its sizes.")
@@ -530,6 +567,7 @@ def sizes_of(model: str) -> tuple[LanguageModelShape, int | None, int | None]:
 
     from gprune.evaluation import LanguageModelShape
     from gprune.evaluation.flops import vision_tower
+    from gprune.hf.families import FAMILIES
 
     quiet_transformers()
     try:
@@ -537,14 +575,11 @@ def sizes_of(model: str) -> tuple[LanguageModelShape, int | None, int | None]:
     except Exception as error:
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise ValueError(f"model {model!r} has no readable config: {reason}") from error
-    vision = getattr(config, "vision_config", None)
-    if vision is None:
-        return LanguageModelShape.from_config(config), None, None
-    # LLaVA-NeXT's number of tokens depends on the picture.
-    fixed = (
-        None if config.model_type == "llava_next" else (vision.image_size // vision.patch_size) ** 2
-    )
-    return LanguageModelShape.from_config(config), vision_tower(config), fixed
+    shape = LanguageModelShape.from_config(config)
+    family = next((one for one in FAMILIES if one.name == config.model_type), None)
+    tokens = None if family is None else family.tokens_an_image(config)
+    # Of towers that take pictures of any size the cost depends on the picture.
+    return shape, None if tokens is None else vision_tower(config), tokens
 
 
 def version(show: bool) -> None:

@@ -18,7 +18,7 @@ import gprune
 from gprune.cli import app, parse_keep
 from gprune.tinyvlm import make_scene
 from gprune.tinyvlm.model import checkpoint_folder
-from tests.hf.models import llava_next
+from tests.hf.models import SPECIMENS
 
 TINY = str(checkpoint_folder())
 
@@ -111,7 +111,7 @@ def test_run_several_images_without_a_chat_template(tmp_path, picture):
     from gprune.tinyvlm.vocabulary import build_tokenizer
 
     tokenizer = build_tokenizer()
-    model = llava_next()
+    model = SPECIMENS["llava_next"].build()
     model.config.image_token_id = tokenizer.convert_tokens_to_ids("<image>")
     model.resize_token_embeddings(len(tokenizer))
     model.config.architectures = ["LlavaNextForConditionalGeneration"]
@@ -275,7 +275,18 @@ def test_methods():
     assert "uniform_grid" in call("methods").stdout
 
 
-@pytest.mark.parametrize("command", ["demo", "run", "methods", "flops"])
+def test_families():
+    listed = as_json("families")["families"]
+    assert {row["name"]: row["tier"] for row in listed} == gprune.families()
+    assert "Qwen3-VL" in call("families").stdout
+
+
+def test_the_documented_table_is_the_registry():
+    page = Path(__file__).parents[1] / "docs" / "families.md"
+    assert call("families", "--markdown").stdout in page.read_text()
+
+
+@pytest.mark.parametrize("command", ["demo", "run", "methods", "families", "flops"])
 def test_help_has_an_example(command):
     result = call(command, "--help")
     assert result.exit_code == 0

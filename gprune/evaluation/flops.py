@@ -118,9 +118,13 @@ def vision_tower(config: Any) -> int:
     Pruning after the projector leaves this cost as it is.
     """
     vision = config.vision_config
-    n = (vision.image_size // vision.patch_size) ** 2
+    image, patch = (
+        size if isinstance(size, int) else size[0]  # InternVL gives height and width
+        for size in (vision.image_size, vision.patch_size)
+    )
+    n = (image // patch) ** 2
     d, m = vision.hidden_size, vision.intermediate_size
-    patches = n * d * 3 * vision.patch_size**2
+    patches = n * d * 3 * patch**2
     layer = 4 * n * d * d + 2 * n * n * d + 2 * n * d * m
     return patches + vision.num_hidden_layers * layer
 

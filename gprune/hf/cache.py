@@ -93,9 +93,18 @@ class PrunedCache:
                 f"attention_mask has {mask.shape[1]} columns, expected {total}: one for every "
                 f"position so far, the {self.dropped} pruned ones included"
             )
-        origin = self.origin.to(mask.device)
-        old = mask.gather(1, origin.clamp(min=0)).masked_fill(origin < 0, 0)
-        return torch.cat([old, mask[:, self.logical :]], 1)
+        return self.physical(mask, 0)
+
+    def physical(self, values: Tensor, fill: int) -> Tensor:
+        """One value for each slot, out of one for each position since the start, [b, logical + m].
+
+        Args:
+            values: of positions, of which the m after the prefilled part all have slots.
+            fill: what stands for padding that pruning put there.
+        """
+        origin = self.origin.to(values.device)
+        old = values.gather(1, origin.clamp(min=0)).masked_fill(origin < 0, fill)
+        return torch.cat([old, values[:, self.logical :]], 1)
 
 
 _pruned_classes: dict[Any, Any] = {}

@@ -39,14 +39,22 @@ class Family:
     Attributes:
         name: as `gprune.families()` gives it.
         architectures: class names of the models with a language-modelling head.
+        title: the name that people know it by.
+        divided: what is pruned together, for the table of families.
         tier: 1 proven by every check, 2 proven where the checks apply, 3 experimental.
         modalities: ``image``, ``video`` or both, as the model takes them.
     """
 
     name: str
     architectures: tuple[str, ...]
+    title: str
+    divided: str = "an image"
     tier: int = 1
     modalities: tuple[str, ...] = ("image",)
+
+    def tokens_an_image(self, config: Any) -> int | None:
+        """Visual tokens of every image (or tile), or None where they depend on its shape."""
+        return None
 
     def encode(self, model: Any, modality: str, call: dict[str, Any]) -> Any:
         """Runs the vision encoder on a call's images or videos, as `generate` does.
@@ -66,7 +74,7 @@ class Family:
         """The placeholder of a modality."""
         return getattr(model.config, f"{modality}_token_id")
 
-    def features(self, output: Any) -> list[Tensor]:
+    def features(self, model: Any, output: Any) -> list[Tensor]:
         """The projected features of each image in the order of the prompt, each [n, d]."""
         return list(output.pooler_output)
 
@@ -87,12 +95,14 @@ class Family:
         self, model: Any, modality: str, features: Tensor, grid: tuple[int, int, int] | None
     ) -> list[Group]:
         """How one image's features [n, d] divide; rows in no group are always kept."""
-        return [Group(torch.arange(len(features), device=features.device), None)]
+        rows = torch.arange(len(features), device=features.device)
+        return [Group(rows, None if grid is None else grid[1:])]
 
-    def shorten(self, output: Any, kept: Sequence[Tensor]) -> Any:
+    def shorten(self, model: Any, output: Any, kept: Sequence[Tensor]) -> Any:
         """A copy of an encoder output with only the ``kept`` rows of each image."""
         shortened = copy.copy(output)
-        images = [image[rows] for image, rows in zip(self.features(output), kept, strict=True)]
+        features = self.features(model, output)
+        images = [image[rows] for image, rows in zip(features, kept, strict=True)]
         container = type(output.pooler_output)
         # A tensor holds images of one size, of which equally many rows are kept.
         shortened.pooler_output = (
@@ -120,6 +130,9 @@ class SquareTiles(Family):
         """Tokens before the raster that are no patches: kept, and no nodes of the graph."""
         return 0
 
+    def tokens_an_image(self, config: Any) -> int | None:
+        return self.others(config) + self.side(config) ** 2
+
     def groups(
         self, model: Any, modality: str, features: Tensor, grid: tuple[int, int, int] | None
     ) -> list[Group]:
@@ -134,17 +147,36 @@ class SquareTiles(Family):
 
 
 class Llava(SquareTiles):
-    """LLaVA-1.5. With a Pixtral tower rasters vary, and have no known grid."""
+    """LLaVA-1.5, and the models of its class with a Pixtral tower (see `raster_of_runs`)."""
 
     def others(self, config: Any) -> int:
         return int(config.vision_feature_select_strategy == "full")  # the CLS token
 
+    def tokens_an_image(self, config: Any) -> int | None:
+        return None if has_pixtral(config) else super().tokens_an_image(config)
+
+    def grids(
+        self, model: Any, positions: Tensor, placeholder: Tensor, lengths: Sequence[int]
+    ) -> list[tuple[int, int, int] | None]:
+        if has_pixtral(model.config):
+            return raster_of_runs(positions, placeholder, lengths)
+        return super().grids(model, positions, placeholder, lengths)
+
     def groups(
         self, model: Any, modality: str, features: Tensor, grid: tuple[int, int, int] | None
     ) -> list[Group]:
-        if model.config.vision_config.model_type == "pixtral":
-            return [Group(torch.arange(len(features), device=features.device), None)]
+        if has_pixtral(model.config):
+            return Family.groups(self, model, modality, features, grid)
         return super().groups(model, modality, features, grid)
+
+
+class Mistral3(Family):
+    """Mistral Small 3.1 and later: a Pixtral tower whose patches are merged two by two."""
+
+    def grids(
+        self, model: Any, positions: Tensor, placeholder: Tensor, lengths: Sequence[int]
+    ) -> list[tuple[int, int, int] | None]:
+        return raster_of_runs(positions, placeholder, lengths)
 
 
 class InternVL(SquareTiles):
@@ -152,6 +184,48 @@ class InternVL(SquareTiles):
 
     def side(self, config: Any) -> int:
         return int(patches_a_side(config) * config.downsample_ratio)
+
+
+class CohereVision(SquareTiles):
+    """Aya Vision and Command A Vision: every tile is an image, its patches merged two by two."""
+
+    def side(self, config: Any) -> int:
+        return patches_a_side(config) // int(config.downsample_factor)
+
+
+class Gemma3(SquareTiles):
+    """Gemma 3: patches are pooled to a fixed number of tokens, which see each other both ways."""
+
+    def side(self, config: Any) -> int:
+        return math.isqrt(config.mm_tokens_per_image)
+
+
+class PaliGemma(SquareTiles):
+    """PaliGemma: positions count from 1; image and prompt see each other both ways."""
+
+    def default_positions(self, model: Any, call: dict[str, Any], past: int) -> Tensor:
+        return super().default_positions(model, call, past) + 1
+
+
+class Idefics3(SquareTiles):
+    """Idefics3 and SmolVLM: every tile of an image is an image of its own.
+
+    The encoder's output has one tensor for each prompt, with the tiles of all its images.
+    """
+
+    def side(self, config: Any) -> int:
+        return patches_a_side(config) // int(config.scale_factor)
+
+    def features(self, model: Any, output: Any) -> list[Tensor]:
+        tile = self.side(model.config) ** 2
+        prompts = [prompt for prompt in output.pooler_output if len(prompt)]
+        return [part for prompt in prompts for part in torch.split(prompt, tile)]
+
+    def shorten(self, model: Any, output: Any, kept: Sequence[Tensor]) -> Any:
+        shortened = copy.copy(output)
+        features = self.features(model, output)
+        shortened.pooler_output = [tile[rows] for tile, rows in zip(features, kept, strict=True)]
+        return shortened
 
 
 class LlavaNext(Family):
@@ -199,22 +273,28 @@ class LlavaOnevision(LlavaNext):
         if modality == "image":
             return super().groups(model, modality, features, grid)
         side = math.ceil(patches_a_side(model.config) / 2)  # frames are pooled two by two
-        frame = side * side
-        if len(features) % frame != 1:
-            raise ValueError(
-                f"video features have {len(features)} rows, which are no frames of {frame} with a "
-                "newline at the end: they are part of a video or come from another model"
-            )
-        rows = torch.arange(len(features) - 1, device=features.device)
-        return [Group(part, (side, side)) for part in torch.split(rows, frame)]
+        return frames(features, side, newlines=1)
+
+
+class LlavaNextVideo(LlavaNext):
+    """LLaVA-NeXT-Video: images as in LLaVA-NeXT; of a video every pooled frame is a group."""
+
+    def groups(
+        self, model: Any, modality: str, features: Tensor, grid: tuple[int, int, int] | None
+    ) -> list[Group]:
+        if modality == "image":
+            return super().groups(model, modality, features, grid)
+        side = patches_a_side(model.config) // int(model.config.spatial_pool_stride)
+        return frames(features, side, newlines=0)
 
 
 class QwenVL(Family):
     """Qwen2-VL and Qwen2.5-VL: rasters of any shape, M-RoPE; of a video every frame is a group.
 
     `generate` encodes before the model is called and hands on no grid, so grids are read off the
-    position ids, whose last three rows are (time, row, column). A frame is what the encoder makes
-    of `temporal_patch_size` pictures.
+    position ids, whose last two rows are (row, column). A frame is what the encoder makes of
+    `temporal_patch_size` pictures; where text stands between frames (Qwen3-VL, GLM-4V), each
+    counts its rows and columns from another start.
     """
 
     def grids(
@@ -222,9 +302,10 @@ class QwenVL(Family):
     ) -> list[tuple[int, int, int] | None]:
         places = positions[-2:].expand(2, *placeholder.shape)[:, placeholder].cpu()  # [2, total]
         found: list[tuple[int, int, int] | None] = []
-        for part in torch.split(places, list(lengths), 1):
-            rows, columns = (part.amax(1) - part.amin(1) + 1).tolist()
-            found.append((part.shape[1] // (rows * columns), rows, columns))
+        for rows, columns in (part for part in torch.split(places, list(lengths), 1)):
+            wide = leading_run(columns)
+            high = leading_run(rows[::wide])
+            found.append((len(rows) // (high * wide), high, wide))
         return found
 
     def groups(
@@ -269,6 +350,68 @@ class QwenVL(Family):
         return text.expand(3, -1, -1)
 
 
+class Qwen3VL(QwenVL):
+    """Qwen3-VL: as Qwen2.5-VL; early layers add deepstack features, which are cut the same way."""
+
+    def shorten(self, model: Any, output: Any, kept: Sequence[Tensor]) -> Any:
+        shortened = super().shorten(model, output, kept)
+        shortened.deepstack_features = [
+            tuple(image[rows] for image, rows in zip(layer, kept, strict=True))
+            for layer in output.deepstack_features
+        ]
+        return shortened
+
+
+class Glm4V(QwenVL):
+    """GLM-4V: as Qwen2.5-VL; a video's frames stand behind the image placeholder."""
+
+    def token_id(self, model: Any, modality: str) -> int:
+        return super().token_id(model, "image")
+
+
+def frames(features: Tensor, side: int, newlines: int) -> list[Group]:
+    """A group for each frame of a video [n, d]; the newlines at its end are always kept."""
+    frame = side * side
+    rows = torch.arange(len(features) - newlines, device=features.device)
+    if len(rows) == 0 or len(rows) % frame:
+        raise ValueError(
+            f"video features have {len(features)} rows, which are no frames of {frame} with "
+            f"{newlines} newlines at the end: they are part of a video or come from another model"
+        )
+    return [Group(part, (side, side)) for part in torch.split(rows, frame)]
+
+
+def leading_run(values: Tensor) -> int:
+    """How many of the first values [n] each exceed the one before by 1."""
+    breaks = (values.diff() != 1).nonzero()
+    return int(breaks[0]) + 1 if len(breaks) else len(values)
+
+
+def has_pixtral(config: Any) -> bool:
+    """Whether the vision tower is Pixtral's."""
+    return bool(config.vision_config.model_type == "pixtral")
+
+
+def raster_of_runs(
+    positions: Tensor, placeholder: Tensor, lengths: Sequence[int]
+) -> list[tuple[int, int, int] | None]:
+    """(1, rows, columns) of images whose raster rows each end with a text token.
+
+    A Pixtral tower takes images of any shape. The break after each row is text to the language
+    model, so it stays, and the raster shows in the gaps between placeholders; None where the gaps
+    are no raster's. Arguments as `Family.grids` has them.
+    """
+    places = positions.expand(placeholder.shape)[placeholder].cpu()
+    found: list[tuple[int, int, int] | None] = []
+    for part in torch.split(places, list(lengths)):
+        columns = leading_run(part)
+        ends = (part.diff() != 1).nonzero().squeeze(1) + 1
+        regular = torch.equal(ends, torch.arange(columns, len(part), columns))
+        whole = regular and len(part) % columns == 0
+        found.append((1, len(part) // columns, columns) if whole else None)
+    return found
+
+
 def patches_a_side(config: Any) -> int:
     """Patches along one side of the square that the vision tower sees."""
     vision = config.vision_config
@@ -277,18 +420,51 @@ def patches_a_side(config: Any) -> int:
     return image // patch
 
 
+BOTH = ("image", "video")
+FRAMES = "an image; a frame"
+CANVAS = "the thumbnail; the canvas of tiles, without its row ends"
+
 FAMILIES: tuple[Family, ...] = (
-    Llava("llava", ("LlavaForConditionalGeneration",)),
-    LlavaNext("llava_next", ("LlavaNextForConditionalGeneration",)),
+    Llava("llava", ("LlavaForConditionalGeneration",), "LLaVA-1.5, Pixtral"),
+    LlavaNext("llava_next", ("LlavaNextForConditionalGeneration",), "LLaVA-NeXT", CANVAS),
     LlavaOnevision(
         "llava_onevision",
         ("LlavaOnevisionForConditionalGeneration",),
-        modalities=("image", "video"),
+        "LLaVA-OneVision",
+        f"{CANVAS}; a frame",
+        modalities=BOTH,
     ),
-    QwenVL("qwen2_vl", ("Qwen2VLForConditionalGeneration",), modalities=("image", "video")),
-    QwenVL("qwen2_5_vl", ("Qwen2_5_VLForConditionalGeneration",), modalities=("image", "video")),
-    InternVL("internvl", ("InternVLForConditionalGeneration",)),
-    SquareTiles("vipllava", ("VipLlavaForConditionalGeneration",), tier=2),
+    QwenVL("qwen2_vl", ("Qwen2VLForConditionalGeneration",), "Qwen2-VL", FRAMES, modalities=BOTH),
+    QwenVL(
+        "qwen2_5_vl", ("Qwen2_5_VLForConditionalGeneration",), "Qwen2.5-VL", FRAMES, modalities=BOTH
+    ),
+    Qwen3VL("qwen3_vl", ("Qwen3VLForConditionalGeneration",), "Qwen3-VL", FRAMES, modalities=BOTH),
+    InternVL("internvl", ("InternVLForConditionalGeneration",), "InternVL", "a tile"),
+    SquareTiles("vipllava", ("VipLlavaForConditionalGeneration",), "ViP-LLaVA", tier=2),
+    LlavaNextVideo(
+        "llava_next_video",
+        ("LlavaNextVideoForConditionalGeneration",),
+        "LLaVA-NeXT-Video",
+        f"{CANVAS}; a frame",
+        tier=2,
+        modalities=BOTH,
+    ),
+    Idefics3("idefics3", ("Idefics3ForConditionalGeneration",), "Idefics3", "a tile", tier=2),
+    Idefics3("smolvlm", ("SmolVLMForConditionalGeneration",), "SmolVLM", "a tile", tier=2),
+    PaliGemma("paligemma", ("PaliGemmaForConditionalGeneration",), "PaliGemma", tier=2),
+    Gemma3("gemma3", ("Gemma3ForConditionalGeneration",), "Gemma 3", tier=2),
+    Mistral3("mistral3", ("Mistral3ForConditionalGeneration",), "Mistral Small 3", tier=2),
+    CohereVision(
+        "aya_vision", ("AyaVisionForConditionalGeneration",), "Aya Vision", "a tile", tier=2
+    ),
+    CohereVision(
+        "cohere2_vision",
+        ("Cohere2VisionForConditionalGeneration",),
+        "Command A Vision",
+        "a tile",
+        tier=2,
+    ),
+    Glm4V("glm4v", ("Glm4vForConditionalGeneration",), "GLM-4V", FRAMES, tier=2, modalities=BOTH),
 )
 
 

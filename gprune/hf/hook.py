@@ -37,7 +37,8 @@ ATTENTION = ("eager", "sdpa")
 # Where a call holds each modality's pixels.
 PIXELS = {"image": "pixel_values", "video": "pixel_values_videos"}
 
-# Arguments with one value a position, and what stands in the padding.
+# Arguments with one value a position, and what stands in the padding. Token types may also come
+# with the whole history (Gemma 3 reads them by position from the start of the sequence).
 ROW_FIELDS = {"token_type_ids": 0, "mm_token_type_ids": 0, "labels": -100}
 
 _active: weakref.WeakSet[PreTrainedModel] = weakref.WeakSet()
@@ -261,6 +262,10 @@ class PrunedModel:
             if mask is None or (isinstance(mask, Tensor) and mask.ndim == 2):
                 call["attention_mask"] = cache.physical_mask(mask, ids.shape[1])
                 call["position_ids"] = positions
+                for name, fill in ROW_FIELDS.items():
+                    values = call.get(name)
+                    if values is not None and values.shape[1] == past + ids.shape[1]:
+                        call[name] = cache.physical(values, fill)
         elif past == 0:
             for modality in self.family.modalities:
                 checks.require(
@@ -305,14 +310,16 @@ class PrunedModel:
         outputs = PlannedOutputs(outputs)
         for selection in selections:
             output = outputs[selection.modality]
-            outputs[selection.modality] = self.family.shorten(output, selection.kept_rows)
+            outputs[selection.modality] = self.family.shorten(
+                self.model, output, selection.kept_rows
+            )
         outputs.plan = self._plan(selections, mask, past)
         call["mm_encoder_outputs"] = outputs
         self._shorten(call, outputs.plan, mask, cache)
 
     def _choose(self, ids: Tensor, positions: Tensor, modality: str, output: Any) -> Selection:
         """Runs the pruner on every group of every image of one modality."""
-        images = self.family.features(output)
+        images = self.family.features(self.model, output)
         lengths = [len(features) for features in images]
         placeholder = ids == self.family.token_id(self.model, modality)
         checks.require(
@@ -404,15 +411,23 @@ class PrunedModel:
         call["input_ids"] = gather(call["input_ids"], padding_id(self.model.config, taken))
         call["position_ids"] = gather(call["position_ids"], 0)
         new = gather(mask[:, plan.past :], 0)
+        old = mask[:, : plan.past]
         if isinstance(cache, PrunedCache):
-            old = cache.physical_mask(mask, plan.length)[:, : -plan.length]
-        else:
-            old = mask[:, : plan.past]
+            old = cache.physical(old, 0)
         # Without a mask, gaps in position ids read as several sequences packed in one row.
         call["attention_mask"] = torch.cat([old, new], 1)
         for name, fill in ROW_FIELDS.items():
-            if call.get(name) is not None:
-                call[name] = gather(call[name], fill)
+            values = call.get(name)
+            if values is None:
+                continue
+            new = gather(values[:, -plan.length :], fill)
+            if values.shape[1] == plan.length:
+                call[name] = new
+            else:
+                old = values[:, : plan.past]
+                if isinstance(cache, PrunedCache):
+                    old = cache.physical(old, fill)
+                call[name] = torch.cat([old, new], 1)
 
 
 def find_cache(output: Any) -> Cache | None:
@@ -434,11 +449,12 @@ def past_origin(cache: Cache, before: Tensor, past: int) -> Tensor:
 def padding_id(config: Any, taken: set[int]) -> int:
     """A token id for padding that is no placeholder, of which ``taken`` has the ids.
 
-    The mask hides it, so any id does.
+    The mask hides it, so any id of the vocabulary does.
     """
-    for source in (config, config.get_text_config()):
+    text = config.get_text_config()
+    for source in (config, text):
         pad = getattr(source, "pad_token_id", None)
-        if isinstance(pad, int) and pad >= 0 and pad not in taken:
+        if isinstance(pad, int) and 0 <= pad < text.vocab_size and pad not in taken:
             return pad
     return next(index for index in range(len(taken) + 1) if index not in taken)
 

@@ -1,61 +1,139 @@
-"""Tiny random models of the supported families, and batches that stress them."""
+"""Tiny random models of the supported families, and what their processors make of images."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+import transformers as tf
 from torch import Tensor
-from transformers import (
-    CLIPVisionConfig,
-    InternVLConfig,
-    InternVLForConditionalGeneration,
-    InternVLVisionConfig,
-    LlamaConfig,
-    LlavaConfig,
-    LlavaForConditionalGeneration,
-    LlavaNextConfig,
-    LlavaNextForConditionalGeneration,
-    LlavaOnevisionConfig,
-    LlavaOnevisionForConditionalGeneration,
-    Qwen2_5_VLConfig,
-    Qwen2_5_VLForConditionalGeneration,
-    Qwen2VLConfig,
-    Qwen2VLForConditionalGeneration,
-    VipLlavaConfig,
-    VipLlavaForConditionalGeneration,
-)
 
-IMAGE, PAD, BOS, VIDEO = 3, 0, 1, 59
+IMAGE, PAD, BOS, BREAK, VIDEO = 3, 0, 1, 58, 59
 WORDS = 60
-SIDE = 4  # patches a side: 16 tokens an image or tile
+SIDE = 4  # tokens a side: 16 an image or tile
+
+# What the processor makes of one image or video.
+Image = dict[str, Tensor]
+# Draws a tensor of a shape in the model's dtype.
+Noise = Callable[..., Tensor]
 
 
-def _vision() -> CLIPVisionConfig:
-    return CLIPVisionConfig(
+def one_run(image: Image, length: int) -> list[int]:
+    """The placeholders of an image that has nothing between them."""
+    return [IMAGE] * length
+
+
+def stacked(rows: list[list[Image]]) -> Image:
+    """Images of all rows one after another, as most families take them."""
+    images = [image for row in rows for image in row]
+    return {key: torch.cat([image[key] for image in images]) for key in images[0]} if images else {}
+
+
+@dataclass(frozen=True)
+class Specimen:
+    """One family under test.
+
+    Attributes:
+        name: the family's, or that of a variant.
+        build: makes the model; takes (dtype, attention implementation).
+        image: makes one image, given noise and a number that picks its shape.
+        video: makes a video and says how many frames the language model sees of it.
+        types: the argument that tells text from images: its name, and its values for ids of which
+            videos' placeholders are those given.
+        prompt: the ids that stand for an image, given its features' length.
+        frame_break: ids between the frames of a video, empty where they are adjacent.
+        video_id: the placeholder of videos.
+        collate: joins the images of all rows of a batch.
+        tiles: how many images the hook sees in one image.
+        groups: groups of one such image.
+        shared: whether beams share an image's features, so that they are pruned once.
+        first_position: the position id of the first token.
+        generated_type: what that argument is for a generated token.
+        turns: whether images may come in a later turn.
+        history: whether that argument covers all turns when it comes with a later one.
+        beams: whether a row of several images may have beams (transformers' own code for GLM-4V
+            mixes the images up).
+        whole: whether part of an image can be told from a whole one.
+    """
+
+    name: str
+    build: Callable[..., Any]
+    image: Callable[[Noise, int], Image]
+    video: Callable[[Noise], tuple[Image, int]] | None = None
+    types: tuple[str, Callable[[Tensor, Tensor], Tensor]] | None = None
+    prompt: Callable[[Image, int], list[int]] = one_run
+    frame_break: tuple[int, ...] = ()
+    video_id: int = VIDEO
+    collate: Callable[[list[list[Image]]], Image] = stacked
+    tiles: Callable[[Image], int] = lambda image: 1
+    groups: int = 1
+    shared: bool = True
+    first_position: int = 0
+    generated_type: int = 0
+    turns: bool = True
+    history: bool = False
+    beams: bool = True
+    whole: bool = True
+
+    def token_types(self, ids: Tensor, video: bool = False) -> dict[str, Tensor]:
+        """The argument that tells text from images; ``video``: the batch has one."""
+        if self.types is None:
+            return {}
+        name, values = self.types
+        videos = (ids == self.video_id) if video else torch.zeros_like(ids, dtype=torch.bool)
+        return {name: values(ids, videos)}
+
+
+def modality(ids: Tensor, videos: Tensor) -> Tensor:
+    """0 for text, 1 for images, 2 for videos."""
+    return torch.where(videos, 2, (ids == IMAGE).int())
+
+
+def prefix(ids: Tensor, videos: Tensor) -> Tensor:
+    """PaliGemma: 0 for the whole prompt, which sees itself both ways."""
+    return torch.zeros_like(ids)
+
+
+def _clip(**options: Any) -> tf.CLIPVisionConfig:
+    return tf.CLIPVisionConfig(
+        **{
+            "hidden_size": 32,
+            "intermediate_size": 64,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "image_size": 8 * SIDE,
+            "patch_size": 8,
+            **options,
+        }
+    )
+
+
+def _siglip(image_size: int, patch_size: int = 8) -> tf.SiglipVisionConfig:
+    return tf.SiglipVisionConfig(
         hidden_size=32,
         intermediate_size=64,
         num_hidden_layers=2,
         num_attention_heads=4,
-        image_size=8 * SIDE,
-        patch_size=8,
+        image_size=image_size,
+        patch_size=patch_size,
+        vision_use_head=False,
     )
 
 
-def _text() -> LlamaConfig:
-    return LlamaConfig(
-        vocab_size=WORDS,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=512,
-        pad_token_id=PAD,
-        bos_token_id=BOS,
-        eos_token_id=2,
-    )
+TEXT = {
+    "vocab_size": WORDS,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 512,
+    "pad_token_id": PAD,
+    "bos_token_id": BOS,
+    "eos_token_id": 2,
+}
 
 
 def _finish(model: Any, dtype: torch.dtype) -> Any:
@@ -64,318 +142,431 @@ def _finish(model: Any, dtype: torch.dtype) -> Any:
     # Larger weights than the default: attention that is nearly uniform would hide mistakes.
     with torch.no_grad():
         for name, weight in model.named_parameters():
-            if weight.ndim == 2 and "embed" not in name:
+            if weight.ndim == 2 and not weight.any():
+                weight.normal_(std=0.1)  # Gemma 3's projector starts from zero
+            elif weight.ndim == 2 and "embed" not in name:
                 weight.mul_(6)
         # A generated placeholder would ask for another image.
         model.lm_head.weight[[IMAGE, VIDEO]] = 0
     return model.eval().to(dtype)
 
 
-def llava(dtype: torch.dtype = torch.float32, attention: str = "sdpa") -> Any:
-    torch.manual_seed(0)
-    config = LlavaConfig(
-        vision_config=_vision(),
-        text_config=_text(),
-        image_token_id=IMAGE,
-        vision_feature_layer=-1,
-        image_seq_length=SIDE * SIDE,
-        attn_implementation=attention,
-    )
-    return _finish(LlavaForConditionalGeneration(config), dtype)
+def builder(model: str, config: str, **settings: Any) -> Callable[..., Any]:
+    """A function that builds a model of transformers from its config's settings."""
+
+    def build(
+        dtype: torch.dtype = torch.float32,
+        attention: str = "sdpa",
+        sliding_window: int | None = None,
+    ) -> Any:
+        torch.manual_seed(0)
+        made = {key: value() if callable(value) else value for key, value in settings.items()}
+        if sliding_window is not None:
+            made["text_config"].sliding_window = sliding_window
+        tied = {"tie_word_embeddings": False}  # the output layer is edited, the input is not
+        return _finish(
+            getattr(tf, model)(getattr(tf, config)(**made, **tied, attn_implementation=attention)),
+            dtype,
+        )
+
+    return build
 
 
-def llava_next(dtype: torch.dtype = torch.float32, attention: str = "sdpa") -> Any:
-    torch.manual_seed(0)
-    side = 8 * SIDE
-    config = LlavaNextConfig(
-        vision_config=_vision(),
-        text_config=_text(),
-        image_token_id=IMAGE,
-        vision_feature_layer=-1,
-        image_grid_pinpoints=[[side, 2 * side], [2 * side, side], [2 * side, 2 * side]],
-        image_seq_length=SIDE * SIDE,
-        attn_implementation=attention,
-    )
-    return _finish(LlavaNextForConditionalGeneration(config), dtype)
+def square(pixels: int) -> Callable[[Noise, int], Image]:
+    """Images that are all of one size."""
+    return lambda noise, index: {"pixel_values": noise(1, 3, pixels, pixels)}
 
 
-def internvl(dtype: torch.dtype = torch.float32, attention: str = "sdpa") -> Any:
-    torch.manual_seed(0)
-    vision = InternVLVisionConfig(
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        image_size=[16 * SIDE, 16 * SIDE],  # merged two by two
-        patch_size=[8, 8],
-    )
-    config = InternVLConfig(
-        vision_config=vision,
-        text_config=_text(),
-        image_token_id=IMAGE,
-        image_seq_length=SIDE * SIDE,
-        tie_word_embeddings=False,
-        attn_implementation=attention,
-    )
-    return _finish(InternVLForConditionalGeneration(config), dtype)
+def anyres(noise: Noise, index: int) -> Image:
+    """Images of LLaVA-NeXT: (height, width) that unpad to canvases of different sizes."""
+    shapes = [(30, 50), (61, 29), (64, 64), (20, 64)]
+    shape = torch.tensor([shapes[index % len(shapes)]])
+    return {"pixel_values": noise(1, 5, 3, 8 * SIDE, 8 * SIDE), "image_sizes": shape}
 
 
-def vipllava(dtype: torch.dtype = torch.float32, attention: str = "sdpa") -> Any:
-    torch.manual_seed(0)
-    config = VipLlavaConfig(
-        vision_config=_vision(),
-        text_config=_text(),
-        image_token_index=IMAGE,
-        image_seq_length=SIDE * SIDE,
-        attn_implementation=attention,
-    )
-    config.vision_feature_layers = [-1, 1]  # the name that old and new transformers understand
-    return _finish(VipLlavaForConditionalGeneration(config), dtype)
+def square_frames(noise: Noise) -> tuple[Image, int]:
+    """A video of three frames for the LLaVA families."""
+    return {"pixel_values_videos": noise(1, 3, 3, 8 * SIDE, 8 * SIDE)}, 3
 
 
-def llava_onevision(dtype: torch.dtype = torch.float32, attention: str = "sdpa") -> Any:
-    torch.manual_seed(0)
-    side = 8 * SIDE
-    config = LlavaOnevisionConfig(
-        vision_config=_vision(),
-        text_config=_text(),
-        image_token_index=IMAGE,
-        video_token_index=VIDEO,
-        vision_feature_layer=-1,
-        vision_feature_select_strategy="default",
-        vision_aspect_ratio="anyres_max_2",  # some canvases are scaled down to two tiles
-        image_grid_pinpoints=[[side, 2 * side], [2 * side, side], [2 * side, 2 * side]],
-        attn_implementation=attention,
-    )
-    return _finish(LlavaOnevisionForConditionalGeneration(config), dtype)
+def patches(size: int) -> tuple[Any, Any]:
+    """Images and videos as Qwen's processors flatten them, for patches of ``size`` pixels."""
+    width = 3 * 2 * size * size
 
+    def image(noise: Noise, index: int) -> Image:
+        grids = [(1, 6, 10), (1, 8, 4), (1, 4, 12)]  # before merging two by two
+        grid = torch.tensor([grids[index % len(grids)]])
+        return {"pixel_values": noise(int(grid.prod()), width), "image_grid_thw": grid}
 
-def _qwen(
-    kind: Any, settings: Any, vision: dict[str, Any], dtype: torch.dtype, attention: str
-) -> Any:
-    torch.manual_seed(0)
-    text = _text().to_dict()
-    text.pop("model_type")
-    text.pop("head_dim")
-    # Head dimension 8: half of it is dealt out to time, rows and columns.
-    text["rope_parameters"] = {
-        "rope_type": "default",
-        "rope_theta": 100.0,
-        "mrope_section": [2, 1, 1],
-    }
-    config = settings(
-        vision_config={
-            "patch_size": 4,
-            "spatial_merge_size": 2,
-            "temporal_patch_size": 2,
-            **vision,
-        },
-        text_config=text,
-        image_token_id=IMAGE,
-        video_token_id=VIDEO,
-        attn_implementation=attention,
-    )
-    return _finish(kind(config), dtype)
-
-
-def qwen2_vl(dtype: torch.dtype = torch.float32, attention: str = "sdpa") -> Any:
-    vision = {"depth": 2, "embed_dim": 32, "hidden_size": 32, "num_heads": 4}
-    return _qwen(Qwen2VLForConditionalGeneration, Qwen2VLConfig, vision, dtype, attention)
-
-
-def qwen2_5_vl(dtype: torch.dtype = torch.float32, attention: str = "sdpa") -> Any:
-    vision = {
-        "depth": 2,
-        "hidden_size": 32,
-        "out_hidden_size": 32,
-        "intermediate_size": 64,
-        "num_heads": 4,
-        "window_size": 16,
-        "fullatt_block_indexes": [1],
-    }
-    return _qwen(Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLConfig, vision, dtype, attention)
-
-
-BUILDERS = {
-    "llava": llava,
-    "llava_next": llava_next,
-    "llava_onevision": llava_onevision,
-    "qwen2_vl": qwen2_vl,
-    "qwen2_5_vl": qwen2_5_vl,
-    "internvl": internvl,
-    "vipllava": vipllava,
-}
-QWEN = ("qwen2_vl", "qwen2_5_vl")
-TILED = ("llava_next", "llava_onevision")
-Image = dict[str, Tensor]  # what the processor makes of one image
-
-
-def make_images(name: str, count: int, seed: int, dtype: torch.dtype) -> list[Image]:
-    """Random pixels of ``count`` images, of different shapes where the family has them."""
-    generator = torch.Generator().manual_seed(seed)
-
-    def noise(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=generator).to(dtype)
-
-    images: list[Image] = []
-    for index in range(count):
-        if name in TILED:
-            # (height, width) that unpad to canvases of different sizes
-            shapes = [(30, 50), (61, 29), (64, 64), (20, 64)]
-            shape = torch.tensor([shapes[(seed + index) % len(shapes)]])
-            images.append(
-                {"pixel_values": noise(1, 5, 3, 8 * SIDE, 8 * SIDE), "image_sizes": shape}
-            )
-        elif name in QWEN:
-            grids = [(1, 6, 10), (1, 8, 4), (1, 4, 12)]  # before merging two by two
-            grid = torch.tensor([grids[(seed + index) % len(grids)]])
-            patches = noise(int(grid.prod()), 3 * 2 * 4 * 4)
-            images.append({"pixel_values": patches, "image_grid_thw": grid})
-        else:
-            side = 16 * SIDE if name == "internvl" else 8 * SIDE
-            images.append({"pixel_values": noise(1, 3, side, side)})
-    return images
-
-
-def collate(images: list[Image]) -> Image:
-    """Several images as the model takes them."""
-    return {key: torch.cat([image[key] for image in images]) for key in images[0]} if images else {}
-
-
-@torch.no_grad()
-def image_lengths(model: Any, images: Image) -> list[int]:
-    """How many placeholders each image needs, found by encoding it."""
-    if not images:
-        return []
-    output = model.base_model.get_image_features(**images, return_dict=True)
-    return [len(features) for features in output.pooler_output]
-
-
-def make_video(name: str, seed: int = 0) -> tuple[Image, int]:
-    """A random video, and how many frames the language model sees of it."""
-    generator = torch.Generator().manual_seed(seed)
-    if name in QWEN:
+    def video(noise: Noise) -> tuple[Image, int]:
         grid = torch.tensor([[3, 6, 4]])
-        patches = torch.randn(int(grid.prod()), 3 * 2 * 4 * 4, generator=generator)
-        return {"pixel_values_videos": patches, "video_grid_thw": grid}, 3
-    frames = torch.randn(1, 3, 3, 8 * SIDE, 8 * SIDE, generator=generator)
-    return {"pixel_values_videos": frames}, 3
+        return {"pixel_values_videos": noise(int(grid.prod()), width), "video_grid_thw": grid}, 3
+
+    return image, video
 
 
-@dataclass
-class Batch:
-    """A left-padded batch.
-
-    Attributes:
-        inputs: what the model is called with.
-        rows: the images of each row.
-        lengths: placeholders of each image.
-    """
-
-    inputs: dict[str, Tensor]
-    rows: list[list[Image]]
-    lengths: list[int]
-    video: Image = field(default_factory=dict)
-
-    @property
-    def pixels(self) -> Image:
-        """The part of the inputs that the encoder takes."""
-        return collate([image for row in self.rows for image in row]) | self.video
-
-    def positions(self, model: Any) -> Tensor:
-        """Position ids [..., b, L] as `generate` numbers them, padding apart."""
-        mask = self.inputs["attention_mask"]
-        if not hasattr(model.base_model, "get_rope_index"):
-            return (mask.cumsum(-1) - 1).clamp(min=0)
-        positions, _ = model.base_model.get_rope_index(
-            self.inputs["input_ids"],
-            mm_token_type_ids=token_types(self.inputs["input_ids"]),
-            image_grid_thw=self.pixels.get("image_grid_thw"),
-            video_grid_thw=self.pixels.get("video_grid_thw"),
-            attention_mask=mask,
-        )
-        return positions
+def several_tiles(noise: Noise, index: int) -> Image:
+    """Images of Idefics3: one to three tiles."""
+    return {"pixel_values": noise(1, 1 + index % 3, 3, 16 * SIDE, 16 * SIDE)}
 
 
-def make_batch(
-    name: str, model: Any, images: list[int], seed: int = 0, dtype: torch.dtype = torch.float32
-) -> Batch:
-    """One row for each entry of ``images``, which says how many images the row has."""
-    generator = torch.Generator().manual_seed(seed + 100)
-
-    def words(count: int) -> list[int]:
-        return torch.randint(4, VIDEO, (count,), generator=generator).tolist()
-
-    made = make_images(name, sum(images), seed, dtype)
-    lengths = image_lengths(model, collate(made))
-    remaining, image = iter(lengths), iter(made)
-    rows, dealt = [], []
-    for count in images:
-        row = [BOS, *words(2)]
-        for _ in range(count):
-            row += [IMAGE] * next(remaining) + words(3)
-        rows.append(row + words(4))
-        dealt.append([next(image) for _ in range(count)])
-    width = max(map(len, rows))
-    ids = torch.tensor([[PAD] * (width - len(row)) + row for row in rows])
-    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
-    return finish_batch(name, ids, mask, dealt, lengths)
+def tile_prompt(image: Image, length: int) -> list[int]:
+    """A marker between tiles, which is text."""
+    tiles = image["pixel_values"].shape[1]
+    return ([BREAK] + [IMAGE] * (length // tiles)) * tiles
 
 
-def finish_batch(
-    name: str, ids: Tensor, mask: Tensor, rows: list[list[Image]], lengths: list[int]
-) -> Batch:
-    """Adds what the family's processor adds to ids, mask and images."""
-    inputs = {"input_ids": ids, "attention_mask": mask}
-    inputs |= collate([image for row in rows for image in row])
-    if name in QWEN:
-        inputs["mm_token_type_ids"] = token_types(ids)
-    return Batch(inputs, rows, lengths)
+def padded_tiles(rows: list[list[Image]]) -> Image:
+    """One row of tiles a prompt, padded with black ones."""
+    if not any(rows):
+        return {}
+    tiles = [[image["pixel_values"][0] for image in row] for row in rows]
+    most = max(sum(map(len, row)) for row in tiles)
+    blank = next(image for row in tiles for image in row).new_zeros(most, 3, 16 * SIDE, 16 * SIDE)
+    return {"pixel_values": torch.stack([torch.cat([*row, blank])[:most] for row in tiles])}
 
 
-def token_types(ids: Tensor) -> Tensor:
-    """0 for text, 1 for images, 2 for videos."""
-    return (ids == IMAGE).int() + 2 * (ids == VIDEO).int()
+def pixtral_image(noise: Noise, index: int) -> Image:
+    """Images of Mistral 3: (height, width) of their own, padded to the largest of the batch."""
+    shapes = [(32, 48), (64, 32), (48, 48), (16, 64)]
+    height, width = shapes[index % len(shapes)]
+    pixels = torch.zeros(1, 3, 64, 64)
+    pixels[..., :height, :width] = noise(1, 3, height, width)
+    return {
+        "pixel_values": pixels.to(noise(1).dtype),
+        "image_sizes": torch.tensor([[height, width]]),
+    }
 
 
-@torch.no_grad()
-def add_video(name: str, model: Any, batch: Batch) -> tuple[Batch, int]:
-    """A batch of one row with a video before its last words, and the video's number of frames."""
-    video, frames = make_video(name)
-    output = model.base_model.get_video_features(**video, return_dict=True)
-    length = sum(len(features) for features in output.pooler_output)
-    ids = batch.inputs["input_ids"]
-    ids = torch.cat([ids[:, :-3], torch.full((1, length), VIDEO), ids[:, -3:]], 1)
-    longer = finish_batch(name, ids, torch.ones_like(ids), batch.rows, batch.lengths)
-    longer.inputs |= video
-    longer.video = video
-    return longer, frames
+def pixtral_prompt(image: Image, length: int) -> list[int]:
+    """A break after each row of the raster, which is text."""
+    height = int(image["image_sizes"][0, 0]) // 16
+    return ([IMAGE] * (length // height) + [BREAK]) * height
 
 
-@torch.no_grad()
-def masked_greedy(model: Any, batch: Batch, kept_mask: Tensor, steps: int) -> tuple[Tensor, Tensor]:
-    """The reference: the full-length model, dropped tokens masked out of every layer, no cache.
+PINPOINTS = [[8 * SIDE, 16 * SIDE], [16 * SIDE, 8 * SIDE], [16 * SIDE, 16 * SIDE]]
+# Head dimension 8: half of it is dealt out to time, rows and columns.
+MROPE = {"rope_type": "default", "rope_theta": 100.0, "mrope_section": [2, 1, 1]}
+qwen_image, qwen_video = patches(4)
+QWEN_VISION = {"patch_size": 4, "spatial_merge_size": 2, "temporal_patch_size": 2}
 
-    Returns:
-        tokens [b, steps] and the logits that chose them, [b, steps, vocabulary].
-    """
-    ids, real = batch.inputs["input_ids"], batch.inputs["attention_mask"]
-    positions = batch.positions(model)
-    visible = real * kept_mask
-    chosen, logits = [], []
-    for _ in range(steps):
-        output = model(
-            input_ids=ids,
-            attention_mask=visible,
-            position_ids=positions,
-            use_cache=False,
-            **batch.pixels,
-        )
-        last = output.logits[:, -1]
-        token = last.argmax(-1, keepdim=True)
-        chosen.append(token)
-        logits.append(last)
-        ids = torch.cat([ids, token], 1)
-        visible = torch.cat([visible, torch.ones_like(token)], 1)
-        positions = torch.cat([positions, positions[..., -1:] + 1], -1)
-    return torch.cat(chosen, 1), torch.stack(logits, 1)
+SPECIMENS = {
+    specimen.name: specimen
+    for specimen in (
+        Specimen(
+            "llava",
+            builder(
+                "LlavaForConditionalGeneration",
+                "LlavaConfig",
+                vision_config=_clip,
+                text_config=lambda: tf.LlamaConfig(**TEXT),
+                image_token_id=IMAGE,
+                vision_feature_layer=-1,
+                image_seq_length=SIDE * SIDE,
+            ),
+            square(8 * SIDE),
+        ),
+        Specimen(
+            "llava_next",
+            builder(
+                "LlavaNextForConditionalGeneration",
+                "LlavaNextConfig",
+                vision_config=_clip,
+                text_config=lambda: tf.LlamaConfig(**TEXT),
+                image_token_id=IMAGE,
+                vision_feature_layer=-1,
+                image_grid_pinpoints=PINPOINTS,
+                image_seq_length=SIDE * SIDE,
+            ),
+            anyres,
+            groups=2,
+        ),
+        Specimen(
+            "llava_onevision",
+            builder(
+                "LlavaOnevisionForConditionalGeneration",
+                "LlavaOnevisionConfig",
+                vision_config=_clip,
+                text_config=lambda: tf.LlamaConfig(**TEXT),
+                image_token_index=IMAGE,
+                video_token_index=VIDEO,
+                vision_feature_layer=-1,
+                vision_feature_select_strategy="default",
+                vision_aspect_ratio="anyres_max_2",  # some canvases are scaled to two tiles
+                image_grid_pinpoints=PINPOINTS,
+            ),
+            anyres,
+            video=square_frames,
+            groups=2,
+        ),
+        Specimen(
+            "qwen2_vl",
+            builder(
+                "Qwen2VLForConditionalGeneration",
+                "Qwen2VLConfig",
+                vision_config=QWEN_VISION
+                | {"depth": 2, "embed_dim": 32, "hidden_size": 32, "num_heads": 4},
+                text_config=TEXT | {"rope_parameters": MROPE},
+                image_token_id=IMAGE,
+                video_token_id=VIDEO,
+            ),
+            qwen_image,
+            video=qwen_video,
+            types=("mm_token_type_ids", modality),
+        ),
+        Specimen(
+            "qwen2_5_vl",
+            builder(
+                "Qwen2_5_VLForConditionalGeneration",
+                "Qwen2_5_VLConfig",
+                vision_config=QWEN_VISION
+                | {
+                    "depth": 2,
+                    "hidden_size": 32,
+                    "out_hidden_size": 32,
+                    "intermediate_size": 64,
+                    "num_heads": 4,
+                    "window_size": 16,
+                    "fullatt_block_indexes": [1],
+                },
+                text_config=TEXT | {"rope_parameters": MROPE},
+                image_token_id=IMAGE,
+                video_token_id=VIDEO,
+            ),
+            qwen_image,
+            video=qwen_video,
+            types=("mm_token_type_ids", modality),
+        ),
+        Specimen(
+            "qwen3_vl",
+            builder(
+                "Qwen3VLForConditionalGeneration",
+                "Qwen3VLConfig",
+                vision_config=QWEN_VISION
+                | {
+                    "depth": 3,
+                    "hidden_size": 32,
+                    "out_hidden_size": 32,
+                    "intermediate_size": 64,
+                    "num_heads": 4,
+                    "num_position_embeddings": 64,
+                    "deepstack_visual_indexes": [0, 1],
+                },
+                text_config=TEXT | {"rope_parameters": MROPE, "head_dim": 8},
+                image_token_id=IMAGE,
+                video_token_id=VIDEO,
+            ),
+            qwen_image,
+            video=qwen_video,
+            types=("mm_token_type_ids", modality),
+            frame_break=(BREAK, BREAK),
+        ),
+        Specimen(
+            "internvl",
+            builder(
+                "InternVLForConditionalGeneration",
+                "InternVLConfig",
+                vision_config=lambda: tf.InternVLVisionConfig(
+                    hidden_size=32,
+                    intermediate_size=64,
+                    num_hidden_layers=2,
+                    num_attention_heads=4,
+                    image_size=[16 * SIDE, 16 * SIDE],  # merged two by two
+                    patch_size=[8, 8],
+                ),
+                text_config=lambda: tf.LlamaConfig(**TEXT),
+                image_token_id=IMAGE,
+                image_seq_length=SIDE * SIDE,
+            ),
+            square(16 * SIDE),
+            shared=False,
+        ),
+        Specimen(
+            "vipllava",
+            builder(
+                "VipLlavaForConditionalGeneration",
+                "VipLlavaConfig",
+                vision_config=_clip,
+                text_config=lambda: tf.LlamaConfig(**TEXT),
+                image_token_index=IMAGE,
+                image_seq_length=SIDE * SIDE,
+                vision_feature_layers=[-1, 1],
+            ),
+            square(8 * SIDE),
+            shared=False,
+        ),
+        Specimen(
+            "llava_next_video",
+            builder(
+                "LlavaNextVideoForConditionalGeneration",
+                "LlavaNextVideoConfig",
+                vision_config=_clip,
+                text_config=lambda: tf.LlamaConfig(**TEXT),
+                image_token_index=IMAGE,
+                video_token_index=VIDEO,
+                vision_feature_layer=-1,
+                image_grid_pinpoints=PINPOINTS,
+            ),
+            anyres,
+            video=square_frames,
+            groups=2,
+        ),
+        Specimen(
+            "idefics3",
+            builder(
+                "Idefics3ForConditionalGeneration",
+                "Idefics3Config",
+                vision_config=lambda: tf.Idefics3VisionConfig(
+                    hidden_size=32,
+                    intermediate_size=64,
+                    num_hidden_layers=2,
+                    num_attention_heads=4,
+                    image_size=16 * SIDE,
+                    patch_size=8,
+                ),
+                text_config=lambda: tf.LlamaConfig(**TEXT),
+                image_token_id=IMAGE,
+                scale_factor=2,
+            ),
+            several_tiles,
+            prompt=tile_prompt,
+            collate=padded_tiles,
+            tiles=lambda image: image["pixel_values"].shape[1],
+            shared=False,
+        ),
+        Specimen(
+            "smolvlm",
+            builder(
+                "SmolVLMForConditionalGeneration",
+                "SmolVLMConfig",
+                vision_config=lambda: tf.SmolVLMVisionConfig(
+                    hidden_size=32,
+                    intermediate_size=64,
+                    num_hidden_layers=2,
+                    num_attention_heads=4,
+                    image_size=16 * SIDE,
+                    patch_size=8,
+                ),
+                text_config=lambda: tf.LlamaConfig(**TEXT),
+                image_token_id=IMAGE,
+                scale_factor=2,
+            ),
+            several_tiles,
+            prompt=tile_prompt,
+            collate=padded_tiles,
+            tiles=lambda image: image["pixel_values"].shape[1],
+            shared=False,
+        ),
+        Specimen(
+            "paligemma",
+            builder(
+                "PaliGemmaForConditionalGeneration",
+                "PaliGemmaConfig",
+                vision_config=lambda: _siglip(8 * SIDE),
+                text_config=lambda: tf.GemmaConfig(**TEXT, head_dim=8),
+                image_token_index=IMAGE,
+                projection_dim=32,
+                hidden_size=32,
+            ),
+            square(8 * SIDE),
+            types=("token_type_ids", prefix),
+            shared=False,
+            first_position=1,
+            generated_type=1,
+            turns=False,
+        ),
+        Specimen(
+            "gemma3",
+            builder(
+                "Gemma3ForConditionalGeneration",
+                "Gemma3Config",
+                vision_config=lambda: _siglip(16 * SIDE),
+                text_config=lambda: tf.Gemma3TextConfig(
+                    **TEXT,
+                    head_dim=8,
+                    query_pre_attn_scalar=8,
+                    layer_types=["sliding_attention", "full_attention", "sliding_attention"],
+                ),
+                image_token_index=IMAGE,
+                mm_tokens_per_image=SIDE * SIDE,
+            ),
+            square(16 * SIDE),
+            types=("token_type_ids", modality),
+            shared=False,
+            history=True,
+        ),
+        Specimen(
+            "mistral3",
+            builder(
+                "Mistral3ForConditionalGeneration",
+                "Mistral3Config",
+                vision_config=lambda: tf.PixtralVisionConfig(
+                    hidden_size=32,
+                    intermediate_size=64,
+                    num_hidden_layers=2,
+                    num_attention_heads=4,
+                    image_size=64,
+                    patch_size=8,
+                ),
+                text_config=lambda: tf.MistralConfig(**TEXT, head_dim=8, sliding_window=None),
+                image_token_index=IMAGE,
+                spatial_merge_size=2,
+            ),
+            pixtral_image,
+            prompt=pixtral_prompt,
+            whole=False,
+        ),
+        Specimen(
+            "aya_vision",
+            builder(
+                "AyaVisionForConditionalGeneration",
+                "AyaVisionConfig",
+                vision_config=lambda: _siglip(16 * SIDE),
+                text_config=lambda: tf.Cohere2Config(**TEXT),
+                image_token_index=IMAGE,
+                downsample_factor=2,
+            ),
+            square(16 * SIDE),
+            shared=False,
+        ),
+        Specimen(
+            "cohere2_vision",
+            builder(
+                "Cohere2VisionForConditionalGeneration",
+                "Cohere2VisionConfig",
+                vision_config=lambda: _siglip(16 * SIDE),
+                text_config=lambda: tf.Cohere2Config(**TEXT),
+                image_token_id=IMAGE,
+                downsample_factor=2,
+                alignment_intermediate_size=64,
+            ),
+            square(16 * SIDE),
+            shared=False,
+        ),
+        Specimen(
+            "glm4v",
+            builder(
+                "Glm4vForConditionalGeneration",
+                "Glm4vConfig",
+                vision_config=QWEN_VISION
+                | {
+                    "depth": 2,
+                    "hidden_size": 32,
+                    "out_hidden_size": 32,
+                    "intermediate_size": 64,
+                    "num_heads": 4,
+                    "image_size": 32,
+                },
+                text_config=TEXT | {"rope_parameters": MROPE | {"partial_rotary_factor": 1.0}},
+                image_token_id=IMAGE,
+                video_token_id=VIDEO,
+            ),
+            qwen_image,
+            video=qwen_video,
+            types=("mm_token_type_ids", modality),
+            frame_break=(BREAK, BREAK),
+            video_id=IMAGE,
+            beams=False,
+        ),
+    )
+}

@@ -12,19 +12,20 @@ from gprune import GPrune, RandomPruner, UniformGridPruner, kept_count
 from gprune.errors import UnsupportedModelError, UnsupportedVersionError
 from gprune.hf import versions
 from gprune.hf.cache import PrunedCache
-from tests.hf.models import (
-    BUILDERS,
-    IMAGE,
-    SIDE,
-    TILED,
+from gprune.hf.families import family_of
+from tests.hf.batches import (
     Batch,
     add_video,
+    feature_length,
     finish_batch,
     make_batch,
     masked_greedy,
+    noise,
+    shortened_greedy,
 )
+from tests.hf.models import IMAGE, SIDE, SPECIMENS
 
-FAMILIES = list(BUILDERS)
+FAMILIES = list(SPECIMENS)
 # One image; uneven images with a text-only row; several images a row.
 LAYOUTS = [[1], [3], [1, 2], [2, 0, 1]]
 STEPS = 4
@@ -38,12 +39,12 @@ GREEDY = {
 
 @pytest.fixture(scope="module", params=FAMILIES)
 def family(request):
-    return request.param
+    return SPECIMENS[request.param]
 
 
 @pytest.fixture(scope="module")
 def model(family):
-    return BUILDERS[family]()
+    return family.build()
 
 
 def forward(model, batch: Batch, **options):
@@ -55,11 +56,15 @@ def forward(model, batch: Batch, **options):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("images", LAYOUTS)
 def test_keep_one_is_bit_identical(family, images, dtype, attention):
-    model = BUILDERS[family](dtype, attention)
+    model = family.build(dtype, attention)
     batch = make_batch(family, model, images, dtype=dtype)
     options = {**GREEDY, "max_new_tokens": STEPS}
     sampling = {"do_sample": True, "max_new_tokens": STEPS}
     beams = {"num_beams": 3, "num_return_sequences": 2, "max_new_tokens": STEPS}
+
+    beamed = batch
+    if not family.beams:
+        beamed = make_batch(family, model, [min(count, 1) for count in images], dtype=dtype)
 
     def run():
         torch.manual_seed(1)
@@ -71,7 +76,7 @@ def test_keep_one_is_bit_identical(family, images, dtype, attention):
             greedy.sequences,
             *greedy.logits,
             model.generate(**batch.inputs, **sampling),
-            model.generate(**batch.inputs, **beams),
+            model.generate(**beamed.inputs, **beams),
         ]
 
     untouched = run()
@@ -86,7 +91,7 @@ def test_keep_one_is_bit_identical(family, images, dtype, attention):
 @pytest.mark.parametrize("keep", [0.36, 0.1, 3])
 @pytest.mark.parametrize("images", LAYOUTS)
 def test_equals_the_masked_full_length_model(family, images, keep, attention):
-    model = BUILDERS[family](attention=attention)
+    model = family.build(attention=attention)
     batch = make_batch(family, model, images, seed=5)
     with GPrune(keep=keep)(model) as pruned:
         output = model.generate(**batch.inputs, **GREEDY)
@@ -110,6 +115,7 @@ def test_without_cache_is_the_same(family, model, images):
 
 @pytest.mark.parametrize("images", [[1], [2, 0, 1]])
 def test_beams_equal_their_own_runs_without_cache(family, model, images):
+    images = images if family.beams else [min(count, 1) for count in images]
     batch = make_batch(family, model, images, seed=3)
     options = {"num_beams": 3, "num_return_sequences": 2, "max_new_tokens": STEPS}
     with GPrune(keep=0.3)(model):
@@ -140,8 +146,9 @@ def test_kept_says_what_was_kept(family, model):
     ids, real = batch.inputs["input_ids"], batch.inputs["attention_mask"].bool()
     visual = ids == IMAGE
     assert torch.equal(pruned.kept_mask & ~visual, real & ~visual)
-    assert [len({group.image for group in row}) for row in pruned.kept] == [2, 0, 1]
-    lengths = iter(batch.lengths)
+    tiles = [sum(map(family.tiles, row)) for row in batch.rows]
+    assert [len({group.image for group in row}) for row in pruned.kept] == tiles
+    newlines = 0
     for row, groups in enumerate(pruned.kept):
         total = 0
         for group in groups:
@@ -150,16 +157,14 @@ def test_kept_says_what_was_kept(family, model):
             assert group.grid is not None
             assert group.grid[0] * group.grid[1] == group.size
             total += len(group.indices)
-        newlines = 0
-        for image in range(len(batch.rows[row])):
-            sizes = [group.size for group in groups if group.image == image]
-            newlines += next(lengths) - sum(sizes)
-        assert int((pruned.kept_mask & visual)[row].sum()) == total + newlines
+        newlines += int((pruned.kept_mask & visual)[row].sum()) - total
+    sizes = sum(group.size for row in pruned.kept for group in row)
+    assert newlines == sum(batch.lengths) - sizes
 
 
 def test_llava_next_groups_and_newlines():
-    model = BUILDERS["llava_next"]()
-    batch = make_batch("llava_next", model, [1], seed=1)
+    model = SPECIMENS["llava_next"].build()
+    batch = make_batch(SPECIMENS["llava_next"], model, [1], seed=1)
     with GPrune(keep=1)(model) as pruned:  # one token a group
         forward(model, batch)
     thumbnail, canvas = pruned.kept[0]
@@ -170,6 +175,14 @@ def test_llava_next_groups_and_newlines():
     newlines = kept[SIDE * SIDE :].view(rows, columns + 1)[:, -1]
     assert newlines.all()
     assert int(kept.sum()) == 2 + rows
+
+
+def test_the_config_tells_the_tokens_of_an_image(family, model):
+    """What `gprune flops MODEL` goes by; None where pictures differ."""
+    images = [family.image(noise(0), index) for index in range(3)]
+    lengths = {feature_length(family, model, image) // family.tiles(image) for image in images}
+    told = family_of(model).tokens_an_image(model.config)
+    assert {told} == lengths if told is not None else len(lengths) > 1
 
 
 def test_selection_is_of_the_projected_features(family, model):
@@ -206,7 +219,7 @@ def test_original_position_ids_reach_the_language_model(family, model):
     def spy(module, args, kwargs):
         seen.update(kwargs)
 
-    handle = model.base_model.language_model.register_forward_pre_hook(spy, with_kwargs=True)
+    handle = model.get_decoder().register_forward_pre_hook(spy, with_kwargs=True)
     with GPrune(keep=0.25)(model) as pruned:
         forward(model, batch)
     handle.remove()
@@ -224,8 +237,11 @@ def test_no_mask_no_cache_is_not_read_as_packed_sequences(family, model):
     assert (last - logits[:, 0]).abs().max() <= 1e-5
 
 
-def test_second_turn_with_another_image(family, model):
+@pytest.mark.parametrize("name", [name for name, specimen in SPECIMENS.items() if specimen.turns])
+def test_second_turn_with_another_image(name):
     """Two turns through one cache equal one full-length call with both turns' drops masked."""
+    family = SPECIMENS[name]
+    model = family.build()
     first, second = (
         make_batch(family, model, [1, 2], seed=1),
         make_batch(family, model, [1, 1], seed=2),
@@ -247,6 +263,7 @@ def test_second_turn_with_another_image(family, model):
             attention_mask=mask,
             position_ids=positions[..., past:],
             past_key_values=cache,
+            **(family.token_types(ids) if family.history else {}),
             **second.pixels,
         )
         kept_second = pruned.kept_mask
@@ -315,7 +332,7 @@ def test_gradients_flow_through_the_kept_tokens(family, model):
 
 
 def test_beams_choose_once_for_each_image(family, model, monkeypatch):
-    batch = make_batch(family, model, [1, 2])
+    batch = make_batch(family, model, [1, 2 if family.beams else 1])
     calls = []
     original = GPrune.choose
     monkeypatch.setattr(
@@ -324,18 +341,23 @@ def test_beams_choose_once_for_each_image(family, model, monkeypatch):
     with GPrune(keep=0.3)(model) as pruned:
         model.generate(**batch.inputs, num_beams=3, max_new_tokens=2)
         assert len(pruned.kept) == 6
-    groups = 2 if family in TILED else 1
+    tiles = sum(family.tiles(image) for row in batch.rows for image in row)
     # Features in one tensor are copied for the beams, so they cannot be told to be the same.
-    times = 3 if family in ("internvl", "vipllava") else 1
-    assert len(calls) == 3 * groups * times
+    times = 1 if family.shared else 3
+    assert len(calls) == tiles * family.groups * times
+
+
+VIDEO_FAMILIES = [name for name, specimen in SPECIMENS.items() if specimen.video]
 
 
 @pytest.mark.parametrize("keep", [1.0, 0.4])
-@pytest.mark.parametrize("video_family", ["llava_onevision", "qwen2_vl", "qwen2_5_vl"])
-def test_videos_beside_images(video_family, keep):
+@pytest.mark.parametrize("name", VIDEO_FAMILIES)
+def test_videos_beside_images(name, keep):
     """An image and a video in one prompt; of the video every frame is a group."""
-    model = BUILDERS[video_family]()
-    batch, frames = add_video(video_family, model, make_batch(video_family, model, [1]))
+    family = SPECIMENS[name]
+    model = family.build()
+    beside = family.video_id != IMAGE  # else the model itself cannot tell them apart
+    batch, frames = add_video(family, model, make_batch(family, model, [int(beside)]))
     untouched = model.generate(**batch.inputs, **GREEDY)
     with GPrune(keep=keep)(model) as pruned:
         output = model.generate(**batch.inputs, **GREEDY)
@@ -344,7 +366,8 @@ def test_videos_beside_images(video_family, keep):
     video = [group for group in kept if group.modality == "video"]
     assert len(video) == frames
     assert all(len(group.indices) == kept_count(group.size, keep) for group in video)
-    assert {group.modality for group in kept} == {"image", "video"}
+    assert all(group.grid is not None for group in video)
+    assert any(group.modality == "image" for group in kept) == beside
     assert torch.equal(output.sequences, uncached.sequences)
     if keep == 1.0:
         assert torch.equal(output.sequences, untouched.sequences)
@@ -352,6 +375,24 @@ def test_videos_beside_images(video_family, keep):
         return
     tokens, logits = masked_greedy(model, batch, kept_mask, STEPS)
     assert torch.equal(output.sequences[:, -STEPS:], tokens)
+    assert torch.stack(output.logits, 1).sub(logits).abs().max() <= 1e-5
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("name", ["gemma3", "aya_vision", "mistral3"])
+def test_past_a_sliding_window(name, attention):
+    """A window counts the tokens that are there: it reaches over pruned ones to older text."""
+    family = SPECIMENS[name]
+    model = family.build(attention=attention, sliding_window=7)
+    batch = make_batch(family, model, [2])
+    with GPrune(keep=0.4)(model) as pruned:
+        output = model.generate(**batch.inputs, **GREEDY)
+        kept_mask = pruned.kept_mask
+        uncached = model.generate(**batch.inputs, **GREEDY, use_cache=False)
+    assert int(kept_mask.sum()) > 2 * 7
+    tokens, logits = shortened_greedy(model, batch, kept_mask, STEPS)
+    assert torch.equal(output.sequences[:, -STEPS:], tokens)
+    assert torch.equal(output.sequences, uncached.sequences)
     assert torch.stack(output.logits, 1).sub(logits).abs().max() <= 1e-5
 
 
@@ -372,7 +413,7 @@ def test_callers_inputs_are_not_touched(family, model):
         encoded = model.base_model.get_image_features(**batch.pixels, return_dict=True)
     lengths = [len(x) for x in encoded.pooler_output]
     given = {"image": encoded}
-    text = {k: v for k, v in batch.inputs.items() if not k.startswith(("pixel", "image"))}
+    text = batch.text
     text["position_ids"] = batch.positions(model)  # M-RoPE needs grids, which features lack
     batch.inputs["position_ids"] = text["position_ids"]
     before = {name: value.clone() for name, value in batch.inputs.items()}
@@ -465,8 +506,11 @@ def test_chunked_prefill_is_refused(family, model):
             model.generate(**batch.inputs, max_new_tokens=2, generation_config=config)
 
 
-def test_part_of_an_image_is_refused(family, model):
+@pytest.mark.parametrize("name", [name for name, specimen in SPECIMENS.items() if specimen.whole])
+def test_part_of_an_image_is_refused(name):
     """As a chunked prefill by hand would pass it."""
+    family = SPECIMENS[name]
+    model = family.build()
     batch = make_batch(family, model, [1])
     with torch.no_grad():
         encoded = model.base_model.get_image_features(**batch.pixels, return_dict=True)
@@ -474,8 +518,9 @@ def test_part_of_an_image_is_refused(family, model):
     rows = [features[:half] for features in encoded.pooler_output]
     tensor = isinstance(encoded.pooler_output, torch.Tensor)
     encoded.pooler_output = torch.stack(rows) if tensor else rows
-    ids = batch.inputs["input_ids"][:, : 3 + half]
-    positions = batch.positions(model)[..., : 3 + half]
+    seen = (batch.inputs["input_ids"][0] == IMAGE).cumsum(0)
+    end = int((seen == half).nonzero()[0]) + 1
+    ids, positions = batch.inputs["input_ids"][:, :end], batch.positions(model)[..., :end]
     with GPrune(keep=0.3)(model), pytest.raises(ValueError, match="features have"):
         model(input_ids=ids, position_ids=positions, mm_encoder_outputs={"image": encoded})
 
@@ -511,7 +556,7 @@ def test_other_models_are_refused_by_name():
 
 
 def test_untested_attention_is_refused(family):
-    model = BUILDERS[family]()
+    model = family.build()
     model.config.get_text_config()._attn_implementation = "flash_attention_2"
     with pytest.raises(UnsupportedModelError, match="flash_attention_2"), GPrune(0.3)(model):
         pass
