@@ -210,7 +210,8 @@ class PaliGemma(SquareTiles):
 class Idefics3(SquareTiles):
     """Idefics3 and SmolVLM: every tile of an image is an image of its own.
 
-    The encoder's output has one tensor for each prompt, with the tiles of all its images.
+    The encoder's output has one tensor for each prompt, with the tiles of all its images; in
+    transformers 5.19 one tensor of all tiles.
     """
 
     def side(self, config: Any) -> int:
@@ -220,12 +221,6 @@ class Idefics3(SquareTiles):
         tile = self.side(model.config) ** 2
         prompts = [prompt for prompt in output.pooler_output if len(prompt)]
         return [part for prompt in prompts for part in torch.split(prompt, tile)]
-
-    def shorten(self, model: Any, output: Any, kept: Sequence[Tensor]) -> Any:
-        shortened = copy.copy(output)
-        features = self.features(model, output)
-        shortened.pooler_output = [tile[rows] for tile, rows in zip(features, kept, strict=True)]
-        return shortened
 
 
 class LlavaNext(Family):
@@ -278,6 +273,17 @@ class LlavaOnevision(LlavaNext):
 
 class LlavaNextVideo(LlavaNext):
     """LLaVA-NeXT-Video: images as in LLaVA-NeXT; of a video every pooled frame is a group."""
+
+    def features(self, model: Any, output: Any) -> list[Tensor]:
+        # transformers 5.19 keeps a video's frames apart: [frames, n, d]
+        return [features.flatten(0, -2) for features in output.pooler_output]
+
+    def shorten(self, model: Any, output: Any, kept: Sequence[Tensor]) -> Any:
+        shortened = super().shorten(model, output, kept)
+        if isinstance(output.pooler_output, Tensor) and output.pooler_output.ndim == 4:
+            frames = output.pooler_output.shape[1]
+            shortened.pooler_output = shortened.pooler_output.unflatten(1, (frames, -1))
+        return shortened
 
     def groups(
         self, model: Any, modality: str, features: Tensor, grid: tuple[int, int, int] | None

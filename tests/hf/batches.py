@@ -114,7 +114,7 @@ def add_video(specimen: Specimen, model: Any, batch: Batch) -> tuple[Batch, int]
     assert specimen.video is not None
     video, frames = specimen.video(noise(0))
     output = model.base_model.get_video_features(**video, return_dict=True)
-    length = sum(len(features) for features in output.pooler_output)
+    length = sum(len(features.flatten(0, -2)) for features in output.pooler_output)
     if specimen.frame_break:
         frame = [*specimen.frame_break, *[specimen.video_id] * (length // frames)]
         prompt = frame * frames
