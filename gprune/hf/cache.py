@@ -55,6 +55,33 @@ class PrunedCache:
         sizes: tuple[int, int] = super().get_mask_sizes(query_length, layer_idx)  # type: ignore[misc]
         return sizes
 
+    def crop(self, tokens_to_remove: int) -> None:
+        """Rolls back the last positions, as `Cache.crop` (assisted decoding rejects candidates).
+
+        Args:
+            tokens_to_remove: as a negative number; pruned positions among them count.
+
+        Raises:
+            ValueError: rows of the batch keep different numbers of those positions.
+        """
+        if tokens_to_remove > 0:  # transformers 5.19: the length to be left
+            tokens_to_remove = min(0, tokens_to_remove - self.get_seq_length())
+        remains = self.get_seq_length() + tokens_to_remove
+        slots = tokens_to_remove
+        if remains < self.logical:
+            cut = (self.origin >= remains).sum(1)
+            if not bool((cut == cut[0]).all()):
+                raise ValueError(
+                    f"tokens_to_remove={tokens_to_remove} reaches into pruned images, of which the "
+                    "rows of the batch kept different numbers of tokens; start from an empty cache"
+                )
+            count = int(cut[0])
+            slots = self.logical - count - self.get_seq_length()
+            length = self.origin.shape[1] - count
+            self.origin, self.used = self.origin[:, :length], self.used[:, :length]
+            self.logical = remains
+        super().crop(slots)  # type: ignore[misc]
+
     def reorder_cache(self, beam_idx: Tensor) -> None:
         super().reorder_cache(beam_idx)  # type: ignore[misc]
         self._take_rows(beam_idx)

@@ -37,9 +37,8 @@ ATTENTION = ("eager", "sdpa")
 # Where a call holds each modality's pixels.
 PIXELS = {"image": "pixel_values", "video": "pixel_values_videos"}
 
-# Arguments with one value a position, and what stands in the padding. Token types may also come
-# with the whole history (Gemma 3 reads them by position from the start of the sequence).
-ROW_FIELDS = {"token_type_ids": 0, "mm_token_type_ids": 0, "labels": -100}
+# Arguments that tell text from images, one value a position.
+TYPES = ("token_type_ids", "mm_token_type_ids")
 
 _active: weakref.WeakSet[PreTrainedModel] = weakref.WeakSet()
 
@@ -262,10 +261,10 @@ class PrunedModel:
             if mask is None or (isinstance(mask, Tensor) and mask.ndim == 2):
                 call["attention_mask"] = cache.physical_mask(mask, ids.shape[1])
                 call["position_ids"] = positions
-                for name, fill in ROW_FIELDS.items():
-                    values = call.get(name)
-                    if values is not None and values.shape[1] == past + ids.shape[1]:
-                        call[name] = cache.physical(values, fill)
+                for name in TYPES:
+                    types = call.get(name)
+                    if types is not None and types.shape[1] == past + ids.shape[1]:
+                        call[name] = cache.physical(types, 0)
         elif past == 0:
             for modality in self.family.modalities:
                 checks.require(
@@ -416,18 +415,20 @@ class PrunedModel:
             old = cache.physical(old, 0)
         # Without a mask, gaps in position ids read as several sequences packed in one row.
         call["attention_mask"] = torch.cat([old, new], 1)
-        for name, fill in ROW_FIELDS.items():
-            values = call.get(name)
-            if values is None:
+        if call.get("labels") is not None:
+            call["labels"] = gather(call["labels"], -100)
+        for name in TYPES:
+            types = call.get(name)
+            if types is None:
                 continue
-            new = gather(values[:, -plan.length :], fill)
-            if values.shape[1] == plan.length:
-                call[name] = new
-            else:
-                old = values[:, : plan.past]
-                if isinstance(cache, PrunedCache):
-                    old = cache.physical(old, fill)
-                call[name] = torch.cat([old, new], 1)
+            if types.shape[1] < plan.length:
+                # Assisted decoding passes those of the prompt, without the first candidates.
+                types = torch.nn.functional.pad(types, (0, plan.length - types.shape[1]))
+            # Those of the whole history come where a model reads them from its start (Gemma 3).
+            old = types[:, : -plan.length]
+            if old.shape[1] and isinstance(cache, PrunedCache):
+                old = cache.physical(old, 0)
+            call[name] = torch.cat([old, gather(types[:, -plan.length :], 0)], 1)
 
 
 def find_cache(output: Any) -> Cache | None:

@@ -23,7 +23,7 @@ from tests.hf.batches import (
     noise,
     shortened_greedy,
 )
-from tests.hf.models import IMAGE, SIDE, SPECIMENS
+from tests.hf.models import BREAK, IMAGE, SIDE, SPECIMENS
 
 FAMILIES = list(SPECIMENS)
 # One image; uneven images with a text-only row; several images a row.
@@ -122,6 +122,44 @@ def test_beams_equal_their_own_runs_without_cache(family, model, images):
         cached = model.generate(**batch.inputs, **options)
         uncached = model.generate(**batch.inputs, **options, use_cache=False)
     assert torch.equal(cached, uncached)
+
+
+# transformers' assisted decoding counts PaliGemma's first candidates as part of the prompt, which
+# sees itself both ways: its result can differ from greedy decoding, with and without pruning.
+ASSISTED = [name for name in FAMILIES if name != "paligemma"]
+
+
+@pytest.mark.parametrize("name", ASSISTED)
+def test_prompt_lookup_is_the_same(name):
+    """Candidates are verified several at a time and the cache is rolled back."""
+    family = SPECIMENS[name]
+    model = family.build()
+    batch = make_batch(family, model, [1])
+    # Something to look up: the candidates after `7 8` come with the very first call.
+    ids = torch.cat([batch.inputs["input_ids"], torch.tensor([[7, 8, 9, 7, 8]])], 1)
+    longer = finish_batch(family, ids, torch.ones_like(ids), batch.rows, batch.lengths)
+    options = {"max_new_tokens": 12, "do_sample": False}
+    with GPrune(keep=0.3)(model):
+        slow = model.generate(**longer.inputs, **options)
+        fast = model.generate(**longer.inputs, **options, prompt_lookup_num_tokens=3)
+    assert torch.equal(slow, fast)
+
+
+@pytest.mark.parametrize("name", ASSISTED)
+@pytest.mark.parametrize("noise_scale", [0.0, 0.3])
+def test_assisted_decoding_is_the_same(name, noise_scale):
+    """With an assistant that is always right and with one that is often wrong."""
+    family = SPECIMENS[name]
+    model, assistant = family.build(), family.build()
+    with torch.no_grad():
+        words = assistant.lm_head.weight[IMAGE + 1 : BREAK]  # it proposes no placeholders
+        words.add_(noise_scale * noise(1)(*words.shape))
+    batch = make_batch(family, model, [1])
+    options = {"max_new_tokens": 10, "do_sample": False}
+    with GPrune(keep=0.3)(model):
+        slow = model.generate(**batch.inputs, **options)
+        fast = model.generate(**batch.inputs, **options, assistant_model=assistant)
+    assert torch.equal(slow, fast)
 
 
 def test_cache_is_really_shorter(family, model):
@@ -301,6 +339,45 @@ def test_copied_cache_knows_what_was_pruned(family, model):
         one = model(input_ids=token, past_key_values=output.past_key_values).logits
         other = model(input_ids=token, past_key_values=twin).logits
     assert torch.equal(one, other)
+
+
+def test_rolled_back_cache(family, model):
+    """Back to the middle of the image: what follows sees what an earlier prefill's would."""
+    batch = make_batch(family, model, [1])
+    ids, positions = batch.inputs["input_ids"], batch.positions(model)
+    length = ids.shape[1]
+    with UniformGridPruner(keep=0.3)(model) as pruned, torch.no_grad():
+        cache = forward(model, batch).past_key_values
+        kept_mask = pruned.kept_mask
+        remains = length - batch.lengths[0] // 2 - 3
+        cache.crop(remains - length)
+        assert cache.get_seq_length() == remains
+        assert cache.layers[0].keys.shape[2] == int(kept_mask[0, :remains].sum())
+        token = torch.tensor([[7]])
+        step = model(
+            input_ids=token, position_ids=positions[..., :1] + 50, past_key_values=cache
+        ).logits
+        # The same by hand: a fresh prefill, its cache cut to the slots that remain.
+        twin = forward(model, batch).past_key_values
+        slots = int(kept_mask[0, :remains].sum())
+        for layer in twin.layers:
+            layer.keys, layer.values = layer.keys[:, :, :slots], layer.values[:, :, :slots]
+        twin.origin, twin.used = twin.origin[:, :slots], twin.used[:, :slots]
+        twin.logical = remains
+        expected = model(
+            input_ids=token, position_ids=positions[..., :1] + 50, past_key_values=twin
+        ).logits
+    assert torch.equal(step, expected)
+
+
+def test_rolling_back_rows_unevenly_is_refused(family, model):
+    batch = make_batch(family, model, [1, 2])
+    with GPrune(keep=0.3)(model):
+        cache = forward(model, batch).past_key_values
+        left = [(cache.origin >= length).sum(1).unique() for length in range(cache.logical)]
+        uneven = next(length for length, counts in enumerate(left) if len(counts) > 1)
+        with pytest.raises(ValueError, match="different numbers of tokens"):
+            cache.crop(uneven - cache.logical)
 
 
 def test_pruned_cache_is_refused_outside(family, model):
