@@ -299,11 +299,6 @@ class PrunedModel:
                 mask = call.get("attention_mask")
                 call["attention_mask"] = cache.physical_mask(mask, ids.shape[1])
             return
-        if getattr(cache, "is_compileable", False):
-            raise ValueError(
-                f"past_key_values is a {type(cache).__name__}, whose size is fixed before pruning; "
-                "use the default dynamic cache (cache_implementation=None)"
-            )
         mask = self._mask(call, past)
         call["position_ids"] = positions
         outputs = PlannedOutputs(outputs)
@@ -461,9 +456,21 @@ def padding_id(config: Any, taken: set[int]) -> int:
 
 
 @contextmanager
-def whole_prefills(model: PreTrainedModel) -> Iterator[None]:
-    """Refuses `generate` with chunked prefill, which would show the pruner parts of an image."""
-    own = vars(model).get("generate")
+def replaced(model: PreTrainedModel, name: str, method: Any) -> Iterator[None]:
+    """Puts ``method`` in the place of a method of one model, and takes it away again."""
+    own = vars(model).get(name)
+    setattr(model, name, method)
+    try:
+        yield
+    finally:
+        if own is None:
+            delattr(model, name)
+        else:
+            setattr(model, name, own)
+
+
+def whole_prefills(model: PreTrainedModel) -> Any:
+    """`generate` that refuses chunked prefill, which would show the pruner parts of an image."""
     generate = model.generate
 
     @functools.wraps(generate)
@@ -478,14 +485,18 @@ def whole_prefills(model: PreTrainedModel) -> Iterator[None]:
             )
         return generate(*args, **kwargs)
 
-    model.generate = checked
-    try:
-        yield
-    finally:
-        if own is None:
-            del model.generate
-        else:
-            model.generate = own
+    return checked
+
+
+def mask_left_to_the_model(
+    config: Any, inputs_embeds: Any, attention_mask: Tensor | None, *args: Any, **kwargs: Any
+) -> Tensor | None:
+    """In place of `create_masks_for_generate`: hands on the 2-D mask.
+
+    For a static cache `generate` builds 4-D masks before it calls the model, of the unpruned
+    length. The model builds the same ones from the 2-D mask once the hook has shortened it.
+    """
+    return attention_mask
 
 
 @contextmanager
@@ -515,7 +526,10 @@ def prune(model: PreTrainedModel, pruner: Pruner) -> Iterator[PrunedModel]:
     after = model.register_forward_hook(pruned.after, with_kwargs=True, always_call=True)
     _active.add(model)
     try:
-        with whole_prefills(model):
+        with (
+            replaced(model, "generate", whole_prefills(model)),
+            replaced(model, "create_masks_for_generate", mask_left_to_the_model),
+        ):
             yield pruned
         checks.raise_pending()
     finally:

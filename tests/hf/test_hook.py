@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import threading
 
 import pytest
 import torch
@@ -111,6 +112,21 @@ def test_without_cache_is_the_same(family, model, images):
     assert torch.equal(cached.sequences, uncached.sequences)
     for one, other in zip(cached.logits, uncached.logits, strict=True):
         assert (one - other).abs().max() <= 1e-5
+
+
+@pytest.mark.parametrize("keep", [1.0, 0.3])
+@pytest.mark.parametrize("images", [[1], [2, 0, 1]])
+def test_static_cache_is_the_same(family, model, images, keep):
+    batch = make_batch(family, model, images, seed=2)
+    untouched = model.generate(**batch.inputs, **GREEDY, cache_implementation="static")
+    with GPrune(keep=keep)(model):
+        dynamic = model.generate(**batch.inputs, **GREEDY)
+        static = model.generate(**batch.inputs, **GREEDY, cache_implementation="static")
+    assert torch.equal(dynamic.sequences, static.sequences)
+    for one, other in zip(dynamic.logits, static.logits, strict=True):
+        assert (one - other).abs().max() <= 1e-5
+    if keep == 1.0:
+        assert all(map(torch.equal, untouched.logits, static.logits))
 
 
 @pytest.mark.parametrize("images", [[1], [2, 0, 1]])
@@ -464,12 +480,14 @@ def test_past_a_sliding_window(name, attention):
     batch = make_batch(family, model, [2])
     with GPrune(keep=0.4)(model) as pruned:
         output = model.generate(**batch.inputs, **GREEDY)
+        static = model.generate(**batch.inputs, **GREEDY, cache_implementation="static")
         kept_mask = pruned.kept_mask
         uncached = model.generate(**batch.inputs, **GREEDY, use_cache=False)
     assert int(kept_mask.sum()) > 2 * 7
     tokens, logits = shortened_greedy(model, batch, kept_mask, STEPS)
     assert torch.equal(output.sequences[:, -STEPS:], tokens)
     assert torch.equal(output.sequences, uncached.sequences)
+    assert torch.equal(output.sequences, static.sequences)
     assert torch.stack(output.logits, 1).sub(logits).abs().max() <= 1e-5
 
 
@@ -552,6 +570,54 @@ def test_nesting_is_refused(family, model):
         assert all(len(kind) == 1 for kind in hooks(model))
 
 
+def test_one_model_pruned_twice_at_once_is_refused(family, model):
+    """From another thread too."""
+    raised = []
+
+    def enter():
+        try:
+            with UniformGridPruner(0.5)(model):
+                pass
+        except RuntimeError as error:
+            raised.append(str(error))
+
+    with GPrune(keep=0.3)(model):
+        thread = threading.Thread(target=enter)
+        thread.start()
+        thread.join()
+    assert len(raised) == 1
+    assert "is being pruned already" in raised[0]
+
+
+def test_two_models_in_two_threads(family):
+    """At different ratios, each as if it were alone."""
+    models = [family.build(), family.build()]
+    keeps = [0.2, 0.7]
+    batch = make_batch(family, models[0], [1, 2])
+    alone, together = [], [[], []]
+    for model, keep in zip(models, keeps, strict=True):
+        with GPrune(keep)(model) as pruned:
+            alone.append((model.generate(**batch.inputs, **GREEDY).sequences, pruned.kept_mask))
+    ready = threading.Barrier(2)
+
+    def work(index):
+        ready.wait()
+        for _ in range(3):
+            with GPrune(keeps[index])(models[index]) as pruned:
+                output = models[index].generate(**batch.inputs, **GREEDY).sequences
+                together[index].append((output, pruned.kept_mask))
+
+    threads = [threading.Thread(target=work, args=(index,)) for index in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for expected, results in zip(alone, together, strict=True):
+        assert len(results) == 3
+        for result in results:
+            assert all(map(torch.equal, expected, result))
+
+
 def test_embeddings_alone_are_refused(family, model):
     embeds = torch.randn(1, 5, 32)
     with GPrune(keep=0.3)(model), pytest.raises(ValueError, match="input_ids is missing"):
@@ -600,12 +666,6 @@ def test_part_of_an_image_is_refused(name):
     ids, positions = batch.inputs["input_ids"][:, :end], batch.positions(model)[..., :end]
     with GPrune(keep=0.3)(model), pytest.raises(ValueError, match="features have"):
         model(input_ids=ids, position_ids=positions, mm_encoder_outputs={"image": encoded})
-
-
-def test_static_cache_is_refused_not_wrong(family, model):
-    batch = make_batch(family, model, [1])
-    with GPrune(keep=0.3)(model), pytest.raises(ValueError, match="dynamic cache"):
-        model.generate(**batch.inputs, max_new_tokens=2, cache_implementation="static")
 
 
 def test_logits_to_keep_as_positions_is_refused(family, model):
