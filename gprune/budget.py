@@ -7,9 +7,23 @@ frontend and its worker, say) can disagree by one token.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping, Sequence
 from numbers import Integral, Real
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+if TYPE_CHECKING:
+    from gprune.tokens import VisualTokens
 
 PARTS = 1_000_000
+
+# What a group can be: a whole image, LLaVA-NeXT's thumbnail or its canvas of tiles, one tile, or
+# one frame of a video.
+KINDS = ("image", "thumbnail", "canvas", "tile", "frame")
+
+Budget: TypeAlias = float | int
+# One budget for all groups, one for each kind of group, or a function that is given the groups of
+# an image (or video) and returns a budget for each.
+Keep: TypeAlias = Budget | Mapping[str, Budget] | Callable[[Sequence["VisualTokens"]], Any]
 
 
 def check_keep(keep: float | int) -> float | int:
@@ -37,6 +51,50 @@ def check_keep(keep: float | int) -> float | int:
             "write keep=0.36 for 36% of the tokens, or an int such as keep=64 for a count"
         )
     return float(keep)
+
+
+def check_rule(keep: Keep) -> Keep:
+    """Returns ``keep`` as it is stored: a number, a plain dict of numbers, or a function.
+
+    Raises:
+        TypeError, ValueError: see `check_keep`; or a mapping names no kind of group, or an unknown
+            one.
+    """
+    if callable(keep):
+        return keep
+    if not isinstance(keep, Mapping):
+        return check_keep(keep)
+    unknown = [kind for kind in keep if kind not in KINDS]
+    if unknown or not keep:
+        raise ValueError(
+            f"keep={dict(keep)!r} must map kinds of groups to budgets; the kinds are "
+            f"{', '.join(KINDS)}"
+        )
+    return {kind: check_keep(budget) for kind, budget in keep.items()}
+
+
+def budgets(keep: Keep, groups: Sequence[VisualTokens]) -> list[Budget]:
+    """The budget of each group of one image.
+
+    Raises:
+        TypeError, ValueError: a mapping has no entry for a group's kind, or a function returned
+            something else than one budget a group.
+    """
+    if callable(keep):
+        given = list(keep(groups))
+        if len(given) != len(groups):
+            raise ValueError(
+                f"keep returned {len(given)} budgets for {len(groups)} groups; return one for each"
+            )
+        return [check_keep(budget) for budget in given]
+    if not isinstance(keep, Mapping):
+        return [keep] * len(groups)
+    missing = sorted({group.kind for group in groups} - set(keep))
+    if missing:
+        raise ValueError(
+            f"keep={keep!r} has no budget for groups of kind {', '.join(missing)}; add one for each"
+        )
+    return [keep[group.kind] for group in groups]
 
 
 def parts_per_million(keep: float) -> int:

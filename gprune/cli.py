@@ -164,6 +164,7 @@ def answer(
         short = generate(model, processor, inputs, max_new_tokens)
     visual = int((inputs["input_ids"] == model.config.image_token_id).sum())
     dropped = sum(group.size - len(group.indices) for group in pruned.kept[0])
+    assert isinstance(pruner.keep, float | int)  # commands take numbers alone
     cost = saving(
         LanguageModelShape.from_config(model.config),
         visual,
@@ -200,7 +201,8 @@ def pictures_of(
     if isinstance(pruner, ScorePruner):
         family = outcome.pruned.family
         with torch.inference_mode():
-            features = family.features(family.encode(model, "image", dict(outcome.inputs)))[0]
+            encoded = family.encode(model, "image", dict(outcome.inputs))
+            features = family.features(model, encoded)[0]
         rows = family.groups(model, "image", features, (1, *group.grid))[0].rows
         tokens = VisualTokens(features[rows], grid=group.grid)
         scores = pruner.score(tokens)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from gprune.budget import KINDS
 from gprune.checks import require_finite
 
 
@@ -23,6 +24,8 @@ class VisualTokens:
         text: embeddings of the question, [m, d].
         protected: bool [n]; true for tokens that are always kept. They are no candidates: a pruner
             neither ranks them nor counts them against its budget.
+        kind: ``image``, ``thumbnail``, ``canvas`` (of tiles), ``tile`` or ``frame``; budgets can
+            differ by it.
 
     Raises:
         ValueError: a shape does not fit, or the group is empty. Values are checked in
@@ -35,8 +38,11 @@ class VisualTokens:
     attention: Tensor | None = None
     text: Tensor | None = None
     protected: Tensor | None = None
+    kind: str = "image"
 
     def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise ValueError(f"kind={self.kind!r} must be one of {', '.join(KINDS)}")
         shape = list(self.features.shape)
         if self.features.ndim != 2:
             raise ValueError(
@@ -94,6 +100,7 @@ class VisualTokens:
             positions=pick(positions),
             attention=pick(self.attention),
             text=self.text,
+            kind=self.kind,
         )
 
     def coordinates(self) -> Tensor:

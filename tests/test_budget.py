@@ -4,10 +4,12 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gprune import GPrune, kept_count
+from gprune import GPrune, RandomPruner, VisualTokens, kept_count
+from gprune.budget import budgets
 
 
 @pytest.mark.parametrize(
@@ -52,3 +54,37 @@ def test_no_number(keep):
 def test_empty_group():
     with pytest.raises(ValueError, match="n=0"):
         kept_count(0, 0.5)
+
+
+def test_a_budget_for_each_kind():
+    tile, frame = (VisualTokens(torch.ones(4, 2), kind=kind) for kind in ("tile", "frame"))
+    assert budgets({"tile": 0.5, "frame": 3}, [tile, frame, tile]) == [0.5, 3, 0.5]
+    assert budgets(0.25, [tile, frame]) == [0.25, 0.25]
+    assert budgets(lambda groups: [len(group) // 2 for group in groups], [tile]) == [2]
+    assert RandomPruner({"tile": 2}).select(tile).shape == (2,)
+
+
+@pytest.mark.parametrize(
+    ("keep", "error", "message"),
+    [
+        ({}, ValueError, "must map kinds of groups"),
+        ({"picture": 0.5}, ValueError, "kinds are image"),
+        ({"tile": 1.5}, ValueError, "must lie in"),
+        ({"tile": "all"}, TypeError, "ratio in"),
+    ],
+)
+def test_bad_rules(keep, error, message):
+    with pytest.raises(error, match=message):
+        RandomPruner(keep)
+
+
+def test_rules_that_do_not_fit_the_groups():
+    tile = VisualTokens(torch.ones(4, 2), kind="tile")
+    with pytest.raises(ValueError, match="no budget for groups of kind tile"):
+        RandomPruner({"frame": 2}).select(tile)
+    with pytest.raises(ValueError, match="returned 2 budgets for 1 groups"):
+        RandomPruner(lambda groups: [1, 2]).select(tile)
+    with pytest.raises(ValueError, match="must lie in"):
+        RandomPruner(lambda groups: [0.0]).select(tile)
+    with pytest.raises(ValueError, match="kind='picture' must be one of"):
+        VisualTokens(torch.ones(4, 2), kind="picture")

@@ -21,12 +21,14 @@ class PrunedCache:
         origin: logical position of each physical slot of the prefilled part, -1 for padding that
             pruning put there, int64 [b, p].
         used: mask of the prefilled part as it was used, bool [b, p], for calls without a mask.
+        gone: how many visual tokens of each row were dropped, int64 [b].
         logical: logical length of the prefilled part.
         translated: true while a hook that knows of the two lengths runs the model.
     """
 
     origin: Tensor
     used: Tensor
+    gone: Tensor
     logical: int
     translated: bool
 
@@ -79,6 +81,7 @@ class PrunedCache:
             slots = self.logical - count - self.get_seq_length()
             length = self.origin.shape[1] - count
             self.origin, self.used = self.origin[:, :length], self.used[:, :length]
+            self.gone = self.gone - (self.logical - remains - count)
             self.logical = remains
         super().crop(slots)  # type: ignore[misc]
 
@@ -98,6 +101,7 @@ class PrunedCache:
     def _take_rows(self, rows: Tensor) -> None:
         rows = rows.to(self.origin.device)
         self.origin, self.used = self.origin[rows], self.used[rows]
+        self.gone = self.gone[rows]
 
     def physical_mask(self, mask: Tensor | None, query_length: int) -> Tensor:
         """The mask over physical slots and new tokens, [b, physical length + query_length].
@@ -137,7 +141,7 @@ class PrunedCache:
 _pruned_classes: dict[Any, Any] = {}
 
 
-def mark_pruned(cache: Cache, origin: Tensor, used: Tensor, logical: int) -> None:
+def mark_pruned(cache: Cache, origin: Tensor, used: Tensor, gone: Tensor, logical: int) -> None:
     """Makes ``cache``, which has just been filled, know what was dropped (see `PrunedCache`).
 
     The object stays the same, because its owner holds it: it changes its class.
@@ -148,5 +152,5 @@ def mark_pruned(cache: Cache, origin: Tensor, used: Tensor, logical: int) -> Non
             _pruned_classes[kind] = type(f"Pruned{kind.__name__}", (PrunedCache, kind), {})
         cache.__class__ = _pruned_classes[kind]
     state: Any = cache
-    state.origin, state.used, state.logical = origin, used, logical
+    state.origin, state.used, state.gone, state.logical = origin, used, gone, logical
     state.translated = False

@@ -11,7 +11,7 @@ import inspect
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -26,10 +26,12 @@ class Group:
     Attributes:
         rows: which rows of those features, int64 [n], ascending.
         grid: (rows, columns) of the raster they form, or None.
+        kind: what they are, one of `gprune.budget.KINDS`.
     """
 
     rows: Tensor
     grid: tuple[int, int] | None
+    kind: str = "image"
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,9 @@ class Family:
         tier: 1 proven by every check, 2 proven where the checks apply, 3 experimental.
         modalities: ``image``, ``video`` or both, as the model takes them.
     """
+
+    # Whether position ids have rows for time, row and column.
+    multimodal_positions: ClassVar[bool] = False
 
     name: str
     architectures: tuple[str, ...]
@@ -122,6 +127,8 @@ class Family:
 class SquareTiles(Family):
     """Families whose vision tower sees squares of one size: a square raster an image or tile."""
 
+    kind: ClassVar[str] = "image"
+
     def side(self, config: Any) -> int:
         """Visual tokens along one side of the square."""
         return patches_a_side(config)
@@ -143,7 +150,7 @@ class SquareTiles(Family):
                 "are part of an image or come from another model"
             )
         rows = torch.arange(others, len(features), device=features.device)
-        return [Group(rows, (side, side))]
+        return [Group(rows, (side, side), self.kind)]
 
 
 class Llava(SquareTiles):
@@ -182,12 +189,16 @@ class Mistral3(Family):
 class InternVL(SquareTiles):
     """InternVL: every tile of 448 pixels is an image of its own, its patches merged two by two."""
 
+    kind: ClassVar[str] = "tile"
+
     def side(self, config: Any) -> int:
         return int(patches_a_side(config) * config.downsample_ratio)
 
 
 class CohereVision(SquareTiles):
     """Aya Vision and Command A Vision: every tile is an image, its patches merged two by two."""
+
+    kind: ClassVar[str] = "tile"
 
     def side(self, config: Any) -> int:
         return patches_a_side(config) // int(config.downsample_factor)
@@ -213,6 +224,8 @@ class Idefics3(SquareTiles):
     The encoder's output has one tensor for each prompt, with the tiles of all its images; in
     transformers 5.19 one tensor of all tiles.
     """
+
+    kind: ClassVar[str] = "tile"
 
     def side(self, config: Any) -> int:
         return patches_a_side(config) // int(config.scale_factor)
@@ -249,10 +262,10 @@ class LlavaNext(Family):
                 "from another model"
             )
         rows = torch.arange(len(features), device=features.device)
-        groups = [Group(rows[:thumbnail], (side, side))]
+        groups = [Group(rows[:thumbnail], (side, side), "thumbnail")]
         if width > 1:  # an image of one tile has a newline and no canvas
             raster = rows[thumbnail:].view(len(ends), width)[:, :-1]
-            groups.append(Group(raster.flatten(), (len(ends), width - 1)))
+            groups.append(Group(raster.flatten(), (len(ends), width - 1), "canvas"))
         return groups
 
 
@@ -303,6 +316,8 @@ class QwenVL(Family):
     counts its rows and columns from another start.
     """
 
+    multimodal_positions: ClassVar[bool] = True
+
     def grids(
         self, model: Any, positions: Tensor, placeholder: Tensor, lengths: Sequence[int]
     ) -> list[tuple[int, int, int] | None]:
@@ -324,7 +339,8 @@ class QwenVL(Family):
                 "processor gives them"
             )
         rows = torch.arange(len(features), device=features.device)
-        return [Group(part, grid[1:]) for part in torch.split(rows, grid[1] * grid[2])]
+        kind = "image" if modality == "image" else "frame"
+        return [Group(part, grid[1:], kind) for part in torch.split(rows, grid[1] * grid[2])]
 
     def default_positions(self, model: Any, call: dict[str, Any], past: int) -> Tensor:
         ids, cache = call["input_ids"], call.get("past_key_values")
@@ -384,7 +400,7 @@ def frames(features: Tensor, side: int, newlines: int) -> list[Group]:
             f"video features have {len(features)} rows, which are no frames of {frame} with "
             f"{newlines} newlines at the end: they are part of a video or come from another model"
         )
-    return [Group(part, (side, side)) for part in torch.split(rows, frame)]
+    return [Group(part, (side, side), "frame") for part in torch.split(rows, frame)]
 
 
 def leading_run(values: Tensor) -> int:

@@ -34,6 +34,9 @@ if TYPE_CHECKING:
 # gaps in position ids as the seams of packed sequences, which would be wrong in silence.
 ATTENTION = ("eager", "sdpa")
 
+# How kept tokens and the text after them are numbered.
+POSITIONS = ("original", "compact")
+
 # Where a call holds each modality's pixels.
 PIXELS = {"image": "pixel_values", "video": "pixel_values_videos"}
 
@@ -51,6 +54,7 @@ class KeptGroup:
         indices: kept tokens of the group, int64 [k], ascending.
         size: how many tokens the group had.
         grid: (rows, columns) of its raster, or None.
+        kind: what it is: ``image``, ``thumbnail``, ``canvas``, ``tile`` or ``frame``.
         image: which image (or video) of its prompt it belongs to, from 0.
         modality: ``image`` or ``video``.
     """
@@ -58,6 +62,7 @@ class KeptGroup:
     indices: Tensor
     size: int
     grid: tuple[int, int] | None
+    kind: str
     image: int
     modality: str = "image"
 
@@ -68,11 +73,11 @@ class ImageChoice:
 
     Attributes:
         rows: rows of its features that stay, int64 [k], ascending.
-        groups: kept indices, size and grid of each group.
+        groups: kept indices, size, grid and kind of each group.
     """
 
     rows: Tensor
-    groups: list[tuple[Tensor, int, tuple[int, int] | None]]
+    groups: list[tuple[Tensor, int, tuple[int, int] | None, str]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,12 +143,14 @@ class Plan:
         real: false where a remaining column is padding that pruning put there, bool [b, p].
         past: logical length of the cache before the call.
         length: columns of the call before shortening.
+        before: how many visual tokens were dropped up to each column, int64 [b, L].
     """
 
     order: Tensor
     real: Tensor
     past: int
     length: int
+    before: Tensor
 
 
 class PlannedOutputs(dict[str, Any]):
@@ -161,15 +168,17 @@ class PrunedModel:
     Attributes:
         model: the model, unchanged but for two hooks.
         pruner: the method.
+        positions: ``original`` or ``compact``.
         family: the adapter of the model's family.
         kept_mask: bool [batch, original sequence length] of the latest prefill, true where the
             position reached the language model; None before the first. Padding counts as not
             reaching it where rows of a batch were shortened together.
     """
 
-    def __init__(self, model: PreTrainedModel, pruner: Pruner) -> None:
+    def __init__(self, model: PreTrainedModel, pruner: Pruner, positions: str) -> None:
         self.model = model
         self.pruner = pruner
+        self.positions = positions
         self.family: Family = family_of(model)
         self.kept_mask: Tensor | None = None
         self._selections: list[Selection] = []
@@ -210,6 +219,8 @@ class PrunedModel:
             del call[name]
         if isinstance(cache, PrunedCache):
             cache.translated = True
+            if self.positions == "compact":
+                positions = positions - cache.gone[:, None]
         if visual:
             self._prefill(call, cache, past, positions, visual)
         else:
@@ -231,11 +242,14 @@ class PrunedModel:
         plan = outputs.plan
         origin = torch.where(plan.real, plan.order + plan.past, -1)
         used = kwargs["attention_mask"][:, -plan.order.shape[1] :].bool()
+        gone = plan.before[:, -1]
+        if isinstance(cache, PrunedCache):
+            gone = gone + cache.gone
         if plan.past:
             before = kwargs["attention_mask"][:, : -plan.order.shape[1]].bool()
             origin = torch.cat([past_origin(cache, before, plan.past), origin], 1)
             used = torch.cat([before, used], 1)
-        mark_pruned(cache, origin, used, plan.past + plan.length)
+        mark_pruned(cache, origin, used, gone, plan.past + plan.length)
 
     def _encoded(self, call: dict[str, Any]) -> tuple[dict[str, Any], set[str]]:
         """The encoder output of each modality in the call, and the arguments that encoding used."""
@@ -337,15 +351,18 @@ class PrunedModel:
     ) -> ImageChoice:
         """Runs the pruner on every group of one image's features [n, d]."""
         stays = torch.ones(len(features), dtype=torch.bool, device=features.device)
+        divided = self.family.groups(self.model, modality, features, grid)
+        tokens = [
+            VisualTokens(features[group.rows].detach(), grid=group.grid, kind=group.kind)
+            for group in divided
+        ]
         groups = []
-        for group in self.family.groups(self.model, modality, features, grid):
-            tokens = VisualTokens(features[group.rows].detach(), grid=group.grid)
-            indices = self.pruner.select(tokens)
+        for group, indices in zip(divided, self.pruner.select_groups(tokens), strict=True):
             stays[group.rows] = False
             stays[group.rows[indices]] = True
-            groups.append((indices, len(tokens), group.grid))
+            groups.append((indices, len(group.rows), group.grid, group.kind))
         # The number kept is known from the groups: reading it off the flags would stall a GPU.
-        k = len(features) - sum(size - len(indices) for indices, size, _ in groups)
+        k = len(features) - sum(size - len(indices) for indices, size, *_ in groups)
         order = torch.sort(stays.to(torch.uint8), descending=True, stable=True).indices
         return ImageChoice(order[:k], groups)
 
@@ -369,9 +386,10 @@ class PrunedModel:
 
     def _plan(self, selections: list[Selection], mask: Tensor, past: int) -> Plan:
         """Which columns remain, rows aligned to the right so that each ends with its last token."""
-        keep = torch.ones_like(selections[0].placeholder)
+        dropped = torch.zeros_like(selections[0].placeholder)
         for selection in selections:
-            keep &= ~selection.dropped()
+            dropped |= selection.dropped()
+        keep = ~dropped
         b, length = keep.shape
         if b > 1:
             # Padding goes too, or the row with the most of it would set the length for all. The
@@ -383,7 +401,7 @@ class PrunedModel:
             remaining = length - sum(selection.dropped_count for selection in selections)
         self.kept_mask = keep
         order = torch.sort(keep.to(torch.uint8), dim=1, stable=True).indices[:, -remaining:]
-        return Plan(order, keep.gather(1, order), past, length)
+        return Plan(order, keep.gather(1, order), past, length, dropped.long().cumsum(1))
 
     def _shorten(self, call: dict[str, Any], plan: Plan, mask: Tensor, cache: Cache | None) -> None:
         """Gathers every per-position argument; always leaves an explicit 2-D mask."""
@@ -403,7 +421,10 @@ class PrunedModel:
 
         taken = {self.family.token_id(self.model, name) for name in self.family.modalities}
         call["input_ids"] = gather(call["input_ids"], padding_id(self.model.config, taken))
-        call["position_ids"] = gather(call["position_ids"], 0)
+        positions = call["position_ids"]
+        if self.positions == "compact":
+            positions = positions - plan.before
+        call["position_ids"] = gather(positions, 0)
         new = gather(mask[:, plan.past :], 0)
         old = mask[:, : plan.past]
         if isinstance(cache, PrunedCache):
@@ -500,16 +521,31 @@ def mask_left_to_the_model(
 
 
 @contextmanager
-def prune(model: PreTrainedModel, pruner: Pruner) -> Iterator[PrunedModel]:
+def prune(
+    model: PreTrainedModel, pruner: Pruner, positions: str = "original"
+) -> Iterator[PrunedModel]:
     """Prunes ``model`` inside a ``with`` block; ``pruner(model)`` is the short form.
 
+    Args:
+        model: with its language-modelling head.
+        pruner: the method.
+        positions: ``original`` or ``compact``, see `Pruner.__call__`.
+
     Raises:
+        ValueError: ``positions`` is neither, or cannot be compact for a model with M-RoPE.
         UnsupportedVersionError: the installed transformers has not been tested.
         UnsupportedModelError: the family, or the attention implementation, is not supported.
         RuntimeError: the model is being pruned already.
     """
     require_tested_transformers()
-    pruned = PrunedModel(model, pruner)
+    if positions not in POSITIONS:
+        raise ValueError(f"positions={positions!r} must be one of {', '.join(POSITIONS)}")
+    pruned = PrunedModel(model, pruner, positions)
+    if positions == "compact" and pruned.family.multimodal_positions:
+        raise ValueError(
+            "positions='compact' would move the rows and columns that M-RoPE numbers in "
+            f"{type(model).__name__}; take positions='original'"
+        )
     for name, config in (("model", model.config), ("text", model.config.get_text_config())):
         if config._attn_implementation not in ATTENTION:
             raise UnsupportedModelError(

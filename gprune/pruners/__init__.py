@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from gprune.budget import Keep
 from gprune.pruners.base import Pruner, ScorePruner
 from gprune.pruners.baselines import L2NormPruner, RandomPruner, UniformGridPruner
 from gprune.pruners.gprune import GPrune
@@ -18,7 +19,7 @@ def methods() -> list[str]:
     return list(METHODS)
 
 
-def make(name: str, keep: float | int, **options: Any) -> Pruner:
+def make(name: str, keep: Keep, **options: Any) -> Pruner:
     """Builds a method by name: ``make("gprune", keep=0.36, threshold=0.7)``.
 
     Raises:

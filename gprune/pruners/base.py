@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor
 
-from gprune.budget import check_keep, kept_count
+from gprune.budget import Budget, Keep, budgets, check_rule, kept_count
 from gprune.tokens import VisualTokens
 
 if TYPE_CHECKING:
@@ -25,21 +26,22 @@ class Pruner(ABC):
 
     Attributes:
         keep: retention ratio in (0, 1] as a float, or a count >= 1 as an int; applied to each
-            group. ``keep=1.0`` keeps everything, ``keep=1`` one token a group.
+            group. ``keep=1.0`` keeps everything, ``keep=1`` one token a group. Or a budget for each
+            kind of group, ``{"thumbnail": 1.0, "canvas": 0.25}``, or a function that is given the
+            groups of an image (`VisualTokens`) and returns a budget for each.
 
     Raises:
         TypeError, ValueError: ``keep`` is out of range (see `gprune.kept_count`).
     """
 
-    keep: float | int
+    keep: Keep
 
     # What `gprune.methods()` and the command line call it; unique, lower case.
     name: ClassVar[str]
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "keep", check_keep(self.keep))
+        object.__setattr__(self, "keep", check_rule(self.keep))
 
-    @torch.no_grad()
     def select(self, tokens: VisualTokens) -> Tensor:
         """The indices of the tokens to keep.
 
@@ -57,14 +59,28 @@ class Pruner(ABC):
             ValueError: NaN or infinite values, or a signal is missing that the method needs. On an
                 accelerator values are reported later, without stalling (see `gprune.checks`).
         """
-        tokens.check_values()
+        return self.select_groups([tokens])[0]
+
+    @torch.no_grad()
+    def select_groups(self, groups: Sequence[VisualTokens]) -> list[Tensor]:
+        """`select` for all groups of one image (or video), whose budgets may depend on each other.
+
+        Raises:
+            TypeError, ValueError: see `select`; or ``keep`` gives no budget for a group.
+        """
+        for tokens in groups:
+            tokens.check_values()
+        given = budgets(self.keep, groups)
+        return [self._select(*pair) for pair in zip(groups, given, strict=True)]
+
+    def _select(self, tokens: VisualTokens, keep: Budget) -> Tensor:
         if tokens.protected is None:
-            return self.choose(tokens, kept_count(len(tokens), self.keep))
+            return self.choose(tokens, kept_count(len(tokens), keep))
         candidates = (~tokens.protected).nonzero().squeeze(1)
         flags = tokens.protected.clone()
         if len(candidates):
             rest = tokens.subset(candidates)
-            flags[candidates[self.choose(rest, kept_count(len(rest), self.keep))]] = True
+            flags[candidates[self.choose(rest, kept_count(len(rest), keep))]] = True
         return flags.nonzero().squeeze(1)
 
     @abstractmethod
@@ -74,13 +90,21 @@ class Pruner(ABC):
         What a method implements. ``tokens`` has been checked and has no protected tokens.
         """
 
-    def __call__(self, model: PreTrainedModel) -> AbstractContextManager[PrunedModel]:
+    def __call__(
+        self, model: PreTrainedModel, positions: str = "original"
+    ) -> AbstractContextManager[PrunedModel]:
         """Prunes a transformers model inside a ``with`` block; leaving it leaves no trace.
+
+        Args:
+            model: with its language-modelling head.
+            positions: ``original`` numbers kept tokens and the text after them as if nothing had
+                been removed; ``compact`` closes the gaps, as code with an older model inside does.
 
         >>> with GPrune(keep=0.36)(model) as pruned:  # doctest: +SKIP
         ...     model.generate(**inputs)
 
         Raises:
+            ValueError: ``positions`` is neither, or cannot be compact for a model with M-RoPE.
             UnsupportedModelError: the model's family is not supported.
             UnsupportedVersionError: the installed transformers has not been tested.
             RuntimeError: the model is being pruned already.
@@ -88,7 +112,7 @@ class Pruner(ABC):
         # Imported here: the methods know torch alone, and selecting tokens needs no transformers.
         from gprune.hf import prune
 
-        return prune(model, self)
+        return prune(model, self, positions)
 
 
 @dataclass(frozen=True)

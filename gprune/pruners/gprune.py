@@ -8,6 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from gprune.budget import Keep
 from gprune.graph import (
     SimilarityGraph,
     check_iterations,
@@ -34,7 +35,7 @@ class GPrune(ScorePruner):
     A token of zero norm carries no information: it has no edges and ranks last.
 
     Attributes:
-        keep: retention ratio in (0, 1], or a count >= 1.
+        keep: retention ratio in (0, 1], or a count >= 1 (see `Pruner`).
         threshold: s, least cosine similarity of an edge, in [-1, 1].
         temperature: T of the row softmax, > 0.
         iterations: t, propagation steps, >= 0.
@@ -62,7 +63,7 @@ class GPrune(ScorePruner):
         check_iterations(self.iterations)
 
     @classmethod
-    def paper(cls, keep: float | int) -> GPrune:
+    def paper(cls, keep: Keep) -> GPrune:
         """The best setting of the paper's ablation: threshold 0.7, five iterations."""
         return cls(keep, threshold=0.7)
 

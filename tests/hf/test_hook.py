@@ -282,6 +282,74 @@ def test_original_position_ids_reach_the_language_model(family, model):
     assert seen["attention_mask"] is not None  # or gaps would read as packed sequences
 
 
+@pytest.mark.parametrize("name", ["llava", "llava_next", "gemma3", "paligemma"])
+@pytest.mark.parametrize("images", [[1], [2, 0, 1]])
+def test_compact_positions(name, images):
+    """Kept tokens and what follows are numbered without gaps, at prefill and when decoding."""
+    family = SPECIMENS[name]
+    model = family.build()
+    batch = make_batch(family, model, images)
+    seen = []
+
+    def spy(module, args, kwargs):
+        seen.append((kwargs["position_ids"], kwargs["attention_mask"]))
+
+    handle = model.get_decoder().register_forward_pre_hook(spy, with_kwargs=True)
+    with GPrune(keep=0.25)(model, positions="compact") as pruned:
+        cached = model.generate(**batch.inputs, **GREEDY)
+        kept_mask = pruned.kept_mask
+        handle.remove()
+        uncached = model.generate(**batch.inputs, **GREEDY, use_cache=False)
+    real = (kept_mask & batch.inputs["attention_mask"].bool()).sum(1)
+    first = family.first_position
+    for step, (positions, _) in enumerate(seen):
+        for row, length in enumerate(real.tolist()):
+            ids = positions.expand(len(real), -1)[row]
+            expected = range(first, first + length) if step == 0 else [first + length + step - 1]
+            assert ids[-len(expected) :].tolist() == list(expected)
+    assert torch.equal(cached.sequences, uncached.sequences)
+    for one, other in zip(cached.logits, uncached.logits, strict=True):
+        assert (one - other).abs().max() <= 1e-5
+
+
+def test_compact_positions_need_plain_ones(family, model):
+    with pytest.raises(ValueError, match="positions='dense' must be one of"):
+        GPrune(0.3)(model, positions="dense").__enter__()
+    if family_of(model).multimodal_positions:
+        with pytest.raises(ValueError, match="M-RoPE"):
+            GPrune(0.3)(model, positions="compact").__enter__()
+
+
+def test_a_budget_for_each_kind_of_group():
+    family = SPECIMENS["llava_onevision"]
+    model = family.build()
+    batch, _ = add_video(family, model, make_batch(family, model, [1]))
+    keep = {"thumbnail": 1.0, "canvas": 0.25, "frame": 2}
+    with GPrune(keep)(model) as pruned:
+        model.generate(**batch.inputs, **GREEDY)
+    kinds = [group.kind for group in pruned.kept[0]]
+    assert kinds == ["thumbnail", "canvas", "frame", "frame", "frame"]
+    for group in pruned.kept[0]:
+        assert len(group.indices) == kept_count(group.size, keep[group.kind])
+    with GPrune({"canvas": 0.5})(model), pytest.raises(ValueError, match=r"frame|thumbnail"):
+        forward(model, batch)
+
+
+def test_a_function_that_shares_a_budget_out():
+    """It sees all groups of an image at once."""
+    family = SPECIMENS["llava_next"]
+    model = family.build()
+    batch = make_batch(family, model, [1])
+
+    def keep(groups):
+        assert [group.kind for group in groups] == ["thumbnail", "canvas"]
+        return [5, 10 - 5]
+
+    with UniformGridPruner(keep)(model) as pruned:
+        forward(model, batch)
+    assert [len(group.indices) for group in pruned.kept[0]] == [5, 5]
+
+
 def test_no_mask_no_cache_is_not_read_as_packed_sequences(family, model):
     batch = make_batch(family, model, [1])
     inputs = {k: v for k, v in batch.inputs.items() if k != "attention_mask"}
