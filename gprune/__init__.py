@@ -9,7 +9,9 @@ from gprune.budget import kept_count
 from gprune.errors import UnsupportedModelError, UnsupportedVersionError
 from gprune.graph import SimilarityGraph
 from gprune.pruners import (
+    DivPrune,
     GPrune,
+    GraphCover,
     L2NormPruner,
     Pruner,
     RandomPruner,
@@ -23,7 +25,9 @@ from gprune.tokens import VisualTokens
 __version__ = "0.1.0"
 
 __all__ = [
+    "DivPrune",
     "GPrune",
+    "GraphCover",
     "L2NormPruner",
     "Pruner",
     "RandomPruner",

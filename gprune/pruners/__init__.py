@@ -7,10 +7,13 @@ from typing import Any
 from gprune.budget import Keep
 from gprune.pruners.base import Pruner, ScorePruner
 from gprune.pruners.baselines import L2NormPruner, RandomPruner, UniformGridPruner
+from gprune.pruners.cover import GraphCover
+from gprune.pruners.diversity import DivPrune
 from gprune.pruners.gprune import GPrune
 
 METHODS: dict[str, type[Pruner]] = {
-    method.name: method for method in (GPrune, RandomPruner, UniformGridPruner, L2NormPruner)
+    method.name: method
+    for method in (GPrune, GraphCover, DivPrune, RandomPruner, UniformGridPruner, L2NormPruner)
 }
 
 
@@ -32,7 +35,9 @@ def make(name: str, keep: Keep, **options: Any) -> Pruner:
 
 
 __all__ = [
+    "DivPrune",
     "GPrune",
+    "GraphCover",
     "L2NormPruner",
     "Pruner",
     "RandomPruner",

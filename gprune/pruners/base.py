@@ -132,3 +132,10 @@ def highest(scores: Tensor, k: int) -> Tensor:
     # `topk` leaves the order of ties to the device; a stable sort does not.
     order = torch.sort(scores, descending=True, stable=True).indices
     return order[:k].sort().values
+
+
+def first_highest(values: Tensor) -> Tensor:
+    """Index of the highest of ``values`` [n], the lowest of several; int64 []."""
+    # `argmax` leaves the choice between equals to the device.
+    index = torch.arange(len(values), device=values.device)
+    return torch.where(values == values.max(), index, len(values)).min()

@@ -1,0 +1,62 @@
+"""Methods that keep tokens far from each other."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from gprune.graph import cosine_similarity
+from gprune.pruners.base import Pruner, first_highest
+from gprune.tokens import VisualTokens
+
+
+def farthest_first(distance: Tensor, first: Tensor, k: int) -> Tensor:
+    """Greedy max-min selection: each next token is the one farthest from those chosen before.
+
+    In a metric, every token then has a chosen one within twice the radius that the best k centres
+    could reach (Gonzalez, 1985), and the smallest distance between chosen tokens is at least half
+    of the largest possible one.
+
+    Args:
+        distance: of every pair, [n, n]; any increasing function of a metric chooses the same.
+        first: index of the first token, int64 [].
+        k: how many to choose, 1 to n.
+
+    Returns:
+        int64 [k] in the order of choice; ties go to the lowest index.
+    """
+    chosen = [first]
+    nearest = distance[first].clone()  # distance of each token to the nearest chosen one
+    nearest[first] = -1  # below every distance: it is never chosen again
+    for _ in range(k - 1):
+        following = first_highest(nearest)
+        chosen.append(following)
+        nearest = torch.minimum(nearest, distance[following])
+        nearest[following] = -1
+    return torch.stack(chosen)
+
+
+@dataclass(frozen=True)
+class DivPrune(Pruner):
+    """Max-min diversity in cosine distance.
+
+    Alvar, Singh, Akbari, Zhang: "DivPrune: Diversity-based Visual Token Pruning for Large
+    Multimodal Models", CVPR 2025, arXiv 2503.02175 (algorithm 1). Needs features only.
+
+    The first token is the one whose nearest neighbour is farthest; then greedily, see
+    `farthest_first`. A token of zero norm has distance 1 to every other.
+
+    Attributes:
+        keep: retention ratio in (0, 1], or a count >= 1 (see `Pruner`).
+    """
+
+    name: ClassVar[str] = "divprune"
+
+    def choose(self, tokens: VisualTokens, k: int) -> Tensor:
+        distance = 1 - cosine_similarity(tokens.features)
+        others = distance.clone()
+        others.fill_diagonal_(torch.inf)
+        return farthest_first(distance, first_highest(others.amin(1)), k).sort().values
