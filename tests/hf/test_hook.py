@@ -483,6 +483,26 @@ def test_loss_sees_the_kept_positions_only(family, model):
     assert torch.allclose(output.loss, expected)
 
 
+@pytest.mark.filterwarnings("ignore")  # torch moves this API to another package
+@pytest.mark.parametrize("name", ["llava", "qwen2_5_vl"])
+def test_quantised_linear_layers(name):
+    """8-bit linear layers on the CPU: the hook touches no weight."""
+    family = SPECIMENS[name]
+    model = torch.ao.quantization.quantize_dynamic(
+        family.build(), {torch.nn.Linear}, dtype=torch.qint8
+    )
+    batch = make_batch(family, model, [1])
+    untouched = model.generate(**batch.inputs, **GREEDY)
+    with GPrune(keep=1.0)(model):
+        through = model.generate(**batch.inputs, **GREEDY)
+    assert all(map(torch.equal, untouched.logits, through.logits))
+    with GPrune(keep=0.4)(model) as pruned:
+        cached = model.generate(**batch.inputs, **GREEDY)
+        assert not pruned.kept_mask.all()
+        uncached = model.generate(**batch.inputs, **GREEDY, use_cache=False)
+    assert torch.equal(cached.sequences, uncached.sequences)
+
+
 def test_gradients_flow_through_the_kept_tokens(family, model):
     batch = make_batch(family, model, [1])
     pixels = batch.inputs["pixel_values"].clone().requires_grad_()

@@ -1,0 +1,27 @@
+"""InternVL: 256 tokens a tile, every tile is a group.
+
+python -m examples.internvl --image cat.jpg --device cuda
+python -m examples.internvl --tiny
+"""
+
+from __future__ import annotations
+
+import typer
+
+from examples.common import DeviceOption, ImageOption, TinyOption, ask
+from gprune import GPrune
+
+
+def main(
+    image: ImageOption = None,
+    prompt: str = "What is in the picture?",
+    checkpoint: str = "OpenGVLab/InternVL3-1B-hf",
+    device: DeviceOption = "cpu",
+    tiny: TinyOption = False,
+) -> None:
+    """Ask with and without pruning."""
+    ask(checkpoint, "internvl", GPrune(keep=0.36), prompt, tiny, device, image)
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,32 @@
+"""LLaVA-OneVision: thumbnail, canvas and video frames.
+
+python -m examples.llava_onevision --image cat.jpg --video clip.mp4 --device cuda
+python -m examples.llava_onevision --tiny
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import typer
+
+from examples.common import DeviceOption, ImageOption, TinyOption, VideoOption, ask
+from gprune import GPrune
+
+
+def main(
+    image: ImageOption = None,
+    video: VideoOption = None,
+    prompt: str = "What happens here?",
+    checkpoint: str = "llava-hf/llava-onevision-qwen2-0.5b-ov-hf",
+    device: DeviceOption = "cpu",
+    tiny: TinyOption = False,
+) -> None:
+    """Ask with and without pruning, about a picture, a video or both."""
+    if tiny:
+        video = Path("random")  # the random prompt holds both
+    ask(checkpoint, "llava_onevision", GPrune(keep=0.36), prompt, tiny, device, image, video)
+
+
+if __name__ == "__main__":
+    typer.run(main)
