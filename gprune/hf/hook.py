@@ -30,9 +30,10 @@ from gprune.tokens import VisualTokens
 if TYPE_CHECKING:
     from gprune.pruners import Pruner
 
-# Attention kernels whose masks were compared with a masked full-length model. FlashAttention reads
-# gaps in position ids as the seams of packed sequences, which would be wrong in silence.
-ATTENTION = ("eager", "sdpa")
+# Attention kernels whose results were compared with a masked full-length model; FlashAttention with
+# stand-ins for its kernels, on the CPU.
+FLASH = ("flash_attention_2", "flash_attention_3")
+ATTENTION = ("eager", "sdpa", *FLASH)
 
 # How kept tokens and the text after them are numbered.
 POSITIONS = ("original", "compact")
@@ -431,6 +432,7 @@ class PrunedModel:
             old = cache.physical(old, 0)
         # Without a mask, gaps in position ids read as several sequences packed in one row.
         call["attention_mask"] = torch.cat([old, new], 1)
+        self._mark_as_one_sequence(call, cache, plan, old.shape[1])
         if call.get("labels") is not None:
             call["labels"] = gather(call["labels"], -100)
         for name in TYPES:
@@ -445,6 +447,27 @@ class PrunedModel:
             if old.shape[1] and isinstance(cache, PrunedCache):
                 old = cache.physical(old, 0)
             call[name] = torch.cat([old, gather(types[:, -plan.length :], 0)], 1)
+
+    def _mark_as_one_sequence(
+        self, call: dict[str, Any], cache: Cache | None, plan: Plan, past: int
+    ) -> None:
+        """Tells FlashAttention where the row of a batch of one begins and ends.
+
+        It would else read gaps in position ids as the seams of sequences packed in one row.
+        """
+        text = self.model.config.get_text_config()
+        b, length = plan.order.shape
+        if text._attn_implementation not in FLASH or b > 1:
+            return
+        if past and any(getattr(cache, "is_sliding", ())):
+            raise ValueError(
+                "past_key_values has sliding-window layers, whose lengths FlashAttention cannot be "
+                "told together with those of the others; load the model with "
+                "attn_implementation='sdpa' to bring pictures in later turns"
+            )
+        for side, size in (("q", length), ("k", past + length)):
+            ends = torch.tensor([0, size], dtype=torch.int32, device=plan.order.device)
+            call[f"cu_seq_lens_{side}"], call[f"max_length_{side}"] = ends, size
 
 
 def find_cache(output: Any) -> Cache | None:

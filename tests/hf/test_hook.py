@@ -782,8 +782,8 @@ def test_other_models_are_refused_by_name():
 
 def test_untested_attention_is_refused(family):
     model = family.build()
-    model.config.get_text_config()._attn_implementation = "flash_attention_2"
-    with pytest.raises(UnsupportedModelError, match="flash_attention_2"), GPrune(0.3)(model):
+    model.config.get_text_config()._attn_implementation = "flex_attention"
+    with pytest.raises(UnsupportedModelError, match="flex_attention"), GPrune(0.3)(model):
         pass
 
 
