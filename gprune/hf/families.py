@@ -487,6 +487,23 @@ FAMILIES: tuple[Family, ...] = (
         tier=2,
     ),
     Glm4V("glm4v", ("Glm4vForConditionalGeneration",), "GLM-4V", FRAMES, tier=2, modalities=BOTH),
+    Qwen3VL(
+        "qwen3_vl_moe",
+        ("Qwen3VLMoeForConditionalGeneration",),
+        "Qwen3-VL MoE",
+        FRAMES,
+        tier=3,
+        modalities=BOTH,
+    ),
+    QwenVL(
+        "qwen3_5",
+        ("Qwen3_5ForConditionalGeneration",),
+        "Qwen3.5",
+        FRAMES,
+        tier=3,
+        modalities=BOTH,
+    ),
+    Family("lfm2_vl", ("Lfm2VlForConditionalGeneration",), "LFM2-VL", "a tile", tier=3),
 )
 
 

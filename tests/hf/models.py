@@ -244,6 +244,18 @@ def pixtral_prompt(image: Image, length: int) -> list[int]:
     return ([IMAGE] * (length // height) + [BREAK]) * height
 
 
+def naflex(noise: Noise, index: int) -> Image:
+    """Images of LFM2-VL: patches of a raster of any shape, padded to the most that there can be."""
+    rows, columns = [(4, 6), (6, 4), (4, 4)][index % 3]
+    pixels = torch.zeros(1, 24, 3 * 8 * 8, dtype=noise(1).dtype)
+    pixels[:, : rows * columns] = noise(1, rows * columns, 3 * 8 * 8)
+    return {
+        "pixel_values": pixels,
+        "spatial_shapes": torch.tensor([[rows, columns]]),
+        "pixel_attention_mask": (torch.arange(24) < rows * columns).long()[None],
+    }
+
+
 PINPOINTS = [[8 * SIDE, 16 * SIDE], [16 * SIDE, 8 * SIDE], [16 * SIDE, 16 * SIDE]]
 # Head dimension 8: half of it is dealt out to time, rows and columns.
 MROPE = {"rope_type": "default", "rope_theta": 100.0, "mrope_section": [2, 1, 1]}
@@ -567,6 +579,97 @@ SPECIMENS = {
             frame_break=(BREAK, BREAK),
             video_id=IMAGE,
             beams=False,
+        ),
+    )
+}
+
+# Tier 3. Layers that carry a state from token to token cannot have tokens masked out of them.
+EXPERIMENTAL = {
+    specimen.name: specimen
+    for specimen in (
+        Specimen(
+            "qwen3_vl_moe",
+            builder(
+                "Qwen3VLMoeForConditionalGeneration",
+                "Qwen3VLMoeConfig",
+                vision_config=QWEN_VISION
+                | {
+                    "depth": 3,
+                    "hidden_size": 32,
+                    "out_hidden_size": 32,
+                    "intermediate_size": 64,
+                    "num_heads": 4,
+                    "num_position_embeddings": 64,
+                    "deepstack_visual_indexes": [0, 1],
+                },
+                text_config=TEXT
+                | {
+                    "rope_parameters": MROPE,
+                    "head_dim": 8,
+                    "num_experts": 4,
+                    "num_experts_per_tok": 2,
+                    "moe_intermediate_size": 32,
+                },
+                image_token_id=IMAGE,
+                video_token_id=VIDEO,
+            ),
+            qwen_image,
+            types=("mm_token_type_ids", modality),
+        ),
+        Specimen(
+            "qwen3_5",
+            builder(
+                "Qwen3_5ForConditionalGeneration",
+                "Qwen3_5Config",
+                vision_config=QWEN_VISION
+                | {
+                    "depth": 2,
+                    "hidden_size": 32,
+                    "out_hidden_size": 32,
+                    "intermediate_size": 64,
+                    "num_heads": 4,
+                    "num_position_embeddings": 64,
+                },
+                text_config=TEXT
+                | {
+                    "rope_parameters": MROPE | {"partial_rotary_factor": 1.0},
+                    "head_dim": 8,
+                    "linear_key_head_dim": 8,
+                    "linear_value_head_dim": 8,
+                    "linear_num_key_heads": 2,
+                    "linear_num_value_heads": 4,
+                    "layer_types": ["linear_attention", "full_attention", "linear_attention"],
+                },
+                image_token_id=IMAGE,
+                video_token_id=VIDEO,
+            ),
+            qwen_image,
+            types=("mm_token_type_ids", modality),
+        ),
+        Specimen(
+            "lfm2_vl",
+            builder(
+                "Lfm2VlForConditionalGeneration",
+                "Lfm2VlConfig",
+                vision_config=lambda: tf.Siglip2VisionConfig(
+                    hidden_size=32,
+                    intermediate_size=64,
+                    num_hidden_layers=2,
+                    num_attention_heads=4,
+                    patch_size=8,
+                    num_patches=16,
+                    vision_use_head=False,
+                ),
+                text_config=lambda: tf.Lfm2Config(
+                    **TEXT,
+                    block_auto_adjust_ff_dim=False,
+                    layer_types=["conv", "full_attention", "conv"],
+                ),
+                image_token_id=IMAGE,
+                downsample_factor=2,
+                projector_hidden_size=32,
+            ),
+            naflex,
         ),
     )
 }

@@ -1,0 +1,71 @@
+"""Tier 3: what is proven of the experimental families."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from gprune import GPrune
+from tests.hf.batches import make_batch, masked_greedy, shortened_greedy
+from tests.hf.models import EXPERIMENTAL
+
+STEPS = 4
+GREEDY = {
+    "max_new_tokens": STEPS,
+    "do_sample": False,
+    "return_dict_in_generate": True,
+    "output_logits": True,
+}
+
+
+@pytest.mark.parametrize("name", EXPERIMENTAL)
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("images", [[1], [2], [1, 2]])
+def test_keep_one_is_bit_identical(name, attention, images):
+    specimen = EXPERIMENTAL[name]
+    model = specimen.build(attention=attention)
+    batch = make_batch(specimen, model, images)
+    untouched = model.generate(**batch.inputs, **GREEDY)
+    with GPrune(keep=1.0)(model):
+        through = model.generate(**batch.inputs, **GREEDY)
+    assert torch.equal(untouched.sequences, through.sequences)
+    assert all(map(torch.equal, untouched.logits, through.logits))
+
+
+@pytest.mark.parametrize("name", EXPERIMENTAL)
+@pytest.mark.parametrize("images", [[1], [2]])
+@pytest.mark.parametrize("keep", [0.36, 2])
+def test_equals_the_physically_shortened_sequence(name, images, keep):
+    """Batch of one: a model that is given the embeddings of the kept positions alone."""
+    specimen = EXPERIMENTAL[name]
+    model = specimen.build()
+    batch = make_batch(specimen, model, images)
+    # Deepstack features do not come with embeddings, but its layers can be masked.
+    reference = masked_greedy if name == "qwen3_vl_moe" else shortened_greedy
+    with GPrune(keep=keep)(model) as pruned:
+        output = model.generate(**batch.inputs, **GREEDY)
+        kept_mask = pruned.kept_mask
+        uncached = model.generate(**batch.inputs, **GREEDY, use_cache=False)
+    assert not kept_mask.all()
+    tokens, logits = reference(model, batch, kept_mask, STEPS)
+    assert torch.equal(output.sequences[:, -STEPS:], tokens)
+    assert torch.equal(output.sequences, uncached.sequences)
+    assert torch.stack(output.logits, 1).sub(logits).abs().max() <= 1e-5
+
+
+@pytest.mark.parametrize("name", EXPERIMENTAL)
+def test_rows_of_a_batch_are_as_if_alone(name):
+    specimen = EXPERIMENTAL[name]
+    model = specimen.build()
+    batch = make_batch(specimen, model, [1, 2])
+    with GPrune(keep=0.4)(model) as pruned:
+        together = model.generate(**batch.inputs, **GREEDY)
+        kept = [group.indices for row in pruned.kept for group in row]
+    assert len(kept) == 3
+    length = int(batch.inputs["attention_mask"][0].sum())
+    ids = batch.inputs["input_ids"][:1, -length:]
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    inputs |= specimen.collate(batch.rows[:1]) | specimen.token_types(ids)
+    with GPrune(keep=0.4)(model):
+        alone = model.generate(**inputs, **GREEDY)
+    assert torch.equal(together.sequences[0, -STEPS:], alone.sequences[0, -STEPS:])
