@@ -503,6 +503,7 @@ FAMILIES: tuple[Family, ...] = (
         tier=3,
         modalities=BOTH,
     ),
+    Family("gemma4", ("Gemma4ForConditionalGeneration",), "Gemma 4", tier=3),
     Family("lfm2_vl", ("Lfm2VlForConditionalGeneration",), "LFM2-VL", "a tile", tier=3),
 )
 

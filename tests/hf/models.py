@@ -256,6 +256,16 @@ def naflex(noise: Noise, index: int) -> Image:
     }
 
 
+def gemma4_image(noise: Noise, index: int) -> Image:
+    """Images of Gemma 4: patches with their places, pooled three by three, padded."""
+    rows, columns = [(12, 12), (12, 6), (6, 12)][index % 3]
+    places = torch.full((1, 144, 2), -1)
+    places[0, : rows * columns] = torch.cartesian_prod(torch.arange(rows), torch.arange(columns))
+    pixels = torch.zeros(1, 144, 3 * 4 * 4, dtype=noise(1).dtype)
+    pixels[:, : rows * columns] = noise(1, rows * columns, 3 * 4 * 4)
+    return {"pixel_values": pixels, "image_position_ids": places.flip(-1)}  # (x, y)
+
+
 PINPOINTS = [[8 * SIDE, 16 * SIDE], [16 * SIDE, 8 * SIDE], [16 * SIDE, 16 * SIDE]]
 # Head dimension 8: half of it is dealt out to time, rows and columns.
 MROPE = {"rope_type": "default", "rope_theta": 100.0, "mrope_section": [2, 1, 1]}
@@ -670,6 +680,36 @@ EXPERIMENTAL = {
                 projector_hidden_size=32,
             ),
             naflex,
+        ),
+        Specimen(
+            "gemma4",
+            builder(
+                "Gemma4ForConditionalGeneration",
+                "Gemma4Config",
+                vision_config=lambda: tf.Gemma4VisionConfig(
+                    hidden_size=32,
+                    intermediate_size=64,
+                    num_hidden_layers=2,
+                    num_attention_heads=4,
+                    num_key_value_heads=4,
+                    head_dim=8,
+                    patch_size=4,
+                    position_embedding_size=64,
+                ),
+                text_config=lambda: tf.Gemma4TextConfig(
+                    **TEXT,
+                    head_dim=8,
+                    layer_types=["sliding_attention", "full_attention", "full_attention"],
+                    hidden_size_per_layer_input=8,
+                    vocab_size_per_layer_input=WORDS,
+                    use_bidirectional_attention="vision",
+                ),
+                image_token_id=IMAGE,
+                video_token_id=VIDEO,
+                audio_token_id=57,
+            ),
+            gemma4_image,
+            types=("mm_token_type_ids", modality),
         ),
     )
 }
