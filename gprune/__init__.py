@@ -9,6 +9,7 @@ from gprune.budget import kept_count
 from gprune.errors import UnsupportedModelError, UnsupportedVersionError
 from gprune.graph import SimilarityGraph
 from gprune.pruners import (
+    DART,
     DivPrune,
     GPrune,
     GraphCover,
@@ -25,6 +26,7 @@ from gprune.tokens import VisualTokens
 __version__ = "0.1.0"
 
 __all__ = [
+    "DART",
     "DivPrune",
     "GPrune",
     "GraphCover",

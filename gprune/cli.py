@@ -1,4 +1,4 @@
-"""The commands: ``gprune demo | run | methods | flops``."""
+"""The commands: ``gprune demo | run | methods | families | flops``."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ error_console = Console(stderr=True)
 
 KEEP_HELP = "Share of the visual tokens to keep, in (0, 1], or a whole number of them above 1."
 KeepOption = Annotated[str, typer.Option(help=KEEP_HELP)]
-MethodOption = Annotated[str, typer.Option(help="Pruning method; `gprune methods` lists them.")]
+MethodOption = Annotated[str, typer.Option(help="One of `gprune methods`, or recommended.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
 
 
@@ -276,7 +276,7 @@ def demo(
         print_json(
             {
                 "model": "gprune tiny VLM",
-                "method": method,
+                "method": pruner.name,
                 "keep": pruner.keep,
                 "question": asked[0][0],
                 "expected": asked[0][1],
@@ -293,7 +293,9 @@ def demo(
             }
         )
         return
-    table = Table(title=f"{method}, keep {keep}: {cost.kept_tokens} of {cost.visual_tokens} tokens")
+    table = Table(
+        title=f"{pruner.name}, keep {keep}: {cost.kept_tokens} of {cost.visual_tokens} tokens"
+    )
     for heading in ("question", "expected", "full", "pruned"):
         table.add_column(heading)
     for (text, expected), outcome in zip(asked, outcomes, strict=True):
@@ -398,7 +400,7 @@ def run(
         print_json(
             {
                 "model": model,
-                "method": method,
+                "method": pruner.name,
                 "keep": pruner.keep,
                 "prompt": prompt,
                 "images": [str(path) for path in image],

@@ -8,13 +8,24 @@ from gprune.budget import Keep
 from gprune.pruners.base import Pruner, ScorePruner
 from gprune.pruners.baselines import L2NormPruner, RandomPruner, UniformGridPruner
 from gprune.pruners.cover import GraphCover
-from gprune.pruners.diversity import DivPrune
+from gprune.pruners.diversity import DART, DivPrune
 from gprune.pruners.gprune import GPrune
 
 METHODS: dict[str, type[Pruner]] = {
     method.name: method
-    for method in (GPrune, GraphCover, DivPrune, RandomPruner, UniformGridPruner, L2NormPruner)
+    for method in (
+        GPrune,
+        GraphCover,
+        DivPrune,
+        DART,
+        RandomPruner,
+        UniformGridPruner,
+        L2NormPruner,
+    )
 }
+
+# What the evidence in README.md says to take by default.
+RECOMMENDED = GraphCover.name
 
 
 def methods() -> list[str]:
@@ -25,16 +36,22 @@ def methods() -> list[str]:
 def make(name: str, keep: Keep, **options: Any) -> Pruner:
     """Builds a method by name: ``make("gprune", keep=0.36, threshold=0.7)``.
 
+    ``recommended`` is the one that the evidence of this project recommends.
+
     Raises:
         ValueError: there is no such method, or ``keep`` or an option is out of range.
         TypeError: the method has no such option.
     """
+    name = RECOMMENDED if name == "recommended" else name
     if name not in METHODS:
-        raise ValueError(f"method {name!r} is unknown; choose one of {', '.join(METHODS)}")
+        raise ValueError(
+            f"method {name!r} is unknown; choose one of {', '.join(METHODS)}, or recommended"
+        )
     return METHODS[name](keep, **options)
 
 
 __all__ = [
+    "DART",
     "DivPrune",
     "GPrune",
     "GraphCover",

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from gprune.graph import cosine_similarity
-from gprune.pruners.base import Pruner, first_highest
+from gprune.pruners.base import Pruner, first_highest, highest
 from gprune.tokens import VisualTokens
 
 
@@ -60,3 +60,48 @@ class DivPrune(Pruner):
         others = distance.clone()
         others.fill_diagonal_(torch.inf)
         return farthest_first(distance, first_highest(others.amin(1)), k).sort().values
+
+
+@dataclass(frozen=True)
+class DART(Pruner):
+    """The tokens that duplicate a few pivots least; the form that looks at features.
+
+    Wen, Gao, Wang, Zhang, Zhang, Li, He, Zhang: "Stop Looking for Important Tokens in Multimodal
+    Language Models: Duplication Matters More", EMNLP 2025, arXiv 2502.11494.
+
+    The paper prunes inside the language model: pivots are the image (and text) tokens with the
+    largest L1 norm of their keys. Here, before the language model, features stand for keys and all
+    pivots are visual. Each pivot in turn, the largest norm first, takes an equal share of the
+    remaining budget: the tokens least similar to it, in cosine, that no pivot has taken.
+
+    Attributes:
+        keep: retention ratio in (0, 1], or a count >= 1 (see `Pruner`).
+        pivots: how many, >= 1; 8 is the paper's setting (four of them text tokens there).
+
+    Raises:
+        ValueError: ``pivots`` is below 1.
+    """
+
+    pivots: int = 8
+
+    name: ClassVar[str] = "dart"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.pivots < 1:
+            raise ValueError(f"pivots={self.pivots} must be at least 1")
+
+    def choose(self, tokens: VisualTokens, k: int) -> Tensor:
+        # In float64: float32 sums of many channels depend on the order of summation.
+        norms = tokens.features.abs().sum(1, dtype=torch.float64)
+        pivots = torch.sort(norms, descending=True, stable=True).indices[: min(self.pivots, k)]
+        different = -cosine_similarity(tokens.features)[pivots]  # [pivots, n]
+        taken = torch.zeros(len(tokens), dtype=torch.bool, device=norms.device)
+        taken[pivots] = True
+        left = k - len(pivots)
+        for turn, scores in enumerate(different):
+            share = -(-left // (len(pivots) - turn))
+            if share:
+                taken[highest(scores.masked_fill(taken, -torch.inf), share)] = True
+            left -= share
+        return highest(taken.float(), k)

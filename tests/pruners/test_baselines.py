@@ -69,6 +69,7 @@ def test_l2_norm_keeps_the_longest():
 def test_make_and_methods():
     assert gprune.methods()[0] == "gprune"
     assert gprune.make("gprune", keep=0.5, threshold=0.7) == gprune.GPrune.paper(0.5)
+    assert gprune.make("recommended", keep=0.5).name in gprune.methods()
     with pytest.raises(ValueError, match=r"method 'nosuch' is unknown; choose one of gprune"):
         gprune.make("nosuch", keep=0.5)
     with pytest.raises(TypeError):
