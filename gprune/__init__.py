@@ -10,6 +10,7 @@ from gprune.errors import UnsupportedModelError, UnsupportedVersionError
 from gprune.graph import SimilarityGraph
 from gprune.pruners import (
     DART,
+    AveragePooling,
     DivPrune,
     GPrune,
     GraphCover,
@@ -17,6 +18,7 @@ from gprune.pruners import (
     Pruner,
     RandomPruner,
     ScorePruner,
+    ToMe,
     UniformGridPruner,
     make,
     methods,
@@ -27,6 +29,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "DART",
+    "AveragePooling",
     "DivPrune",
     "GPrune",
     "GraphCover",
@@ -35,6 +38,7 @@ __all__ = [
     "RandomPruner",
     "ScorePruner",
     "SimilarityGraph",
+    "ToMe",
     "UniformGridPruner",
     "UnsupportedModelError",
     "UnsupportedVersionError",

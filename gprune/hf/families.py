@@ -103,11 +103,12 @@ class Family:
         rows = torch.arange(len(features), device=features.device)
         return [Group(rows, None if grid is None else grid[1:])]
 
-    def shorten(self, model: Any, output: Any, kept: Sequence[Tensor]) -> Any:
-        """A copy of an encoder output with only the ``kept`` rows of each image."""
+    def shorten(self, output: Any, kept: Sequence[Tensor], images: list[Tensor]) -> Any:
+        """A copy of an encoder output with ``images`` [k, d] in the place of the features.
+
+        ``kept`` tells which rows they come from, for what else the output has of them.
+        """
         shortened = copy.copy(output)
-        features = self.features(model, output)
-        images = [image[rows] for image, rows in zip(features, kept, strict=True)]
         container = type(output.pooler_output)
         # A tensor holds images of one size, of which equally many rows are kept.
         shortened.pooler_output = (
@@ -291,8 +292,8 @@ class LlavaNextVideo(LlavaNext):
         # transformers 5.19 keeps a video's frames apart: [frames, n, d]
         return [features.flatten(0, -2) for features in output.pooler_output]
 
-    def shorten(self, model: Any, output: Any, kept: Sequence[Tensor]) -> Any:
-        shortened = super().shorten(model, output, kept)
+    def shorten(self, output: Any, kept: Sequence[Tensor], images: list[Tensor]) -> Any:
+        shortened = super().shorten(output, kept, images)
         if isinstance(output.pooler_output, Tensor) and output.pooler_output.ndim == 4:
             frames = output.pooler_output.shape[1]
             shortened.pooler_output = shortened.pooler_output.unflatten(1, (frames, -1))
@@ -375,8 +376,8 @@ class QwenVL(Family):
 class Qwen3VL(QwenVL):
     """Qwen3-VL: as Qwen2.5-VL; early layers add deepstack features, which are cut the same way."""
 
-    def shorten(self, model: Any, output: Any, kept: Sequence[Tensor]) -> Any:
-        shortened = super().shorten(model, output, kept)
+    def shorten(self, output: Any, kept: Sequence[Tensor], images: list[Tensor]) -> Any:
+        shortened = super().shorten(output, kept, images)
         shortened.deepstack_features = [
             tuple(image[rows] for image, rows in zip(layer, kept, strict=True))
             for layer in output.deepstack_features

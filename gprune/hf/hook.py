@@ -14,7 +14,7 @@ import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,10 +25,8 @@ from gprune.errors import UnsupportedModelError
 from gprune.hf.cache import PrunedCache, mark_pruned
 from gprune.hf.families import Family, family_of
 from gprune.hf.versions import require_tested_transformers
+from gprune.pruners.base import Pruner, merged
 from gprune.tokens import VisualTokens
-
-if TYPE_CHECKING:
-    from gprune.pruners import Pruner
 
 # Attention kernels whose results were compared with a masked full-length model; FlashAttention with
 # stand-ins for its kernels, on the CPU.
@@ -74,10 +72,12 @@ class ImageChoice:
 
     Attributes:
         rows: rows of its features that stay, int64 [k], ascending.
+        features: those rows, with what a merging method made of them, [k, d].
         groups: kept indices, size, grid and kind of each group.
     """
 
     rows: Tensor
+    features: Tensor
     groups: list[tuple[Tensor, int, tuple[int, int] | None, str]]
 
 
@@ -320,7 +320,7 @@ class PrunedModel:
         for selection in selections:
             output = outputs[selection.modality]
             outputs[selection.modality] = self.family.shorten(
-                self.model, output, selection.kept_rows
+                output, selection.kept_rows, [image.features for image in selection.images]
             )
         outputs.plan = self._plan(selections, mask, past)
         call["mm_encoder_outputs"] = outputs
@@ -358,14 +358,19 @@ class PrunedModel:
             for group in divided
         ]
         groups = []
-        for group, indices in zip(divided, self.pruner.select_groups(tokens), strict=True):
+        whole = features
+        for group, reduced in zip(divided, self.pruner.reduce_groups(tokens), strict=True):
+            indices, members = reduced
             stays[group.rows] = False
             stays[group.rows[indices]] = True
+            if members is not None:
+                means = merged(features[group.rows], members, len(indices))
+                whole = whole.index_copy(0, group.rows[indices], means)
             groups.append((indices, len(group.rows), group.grid, group.kind))
         # The number kept is known from the groups: reading it off the flags would stall a GPU.
         k = len(features) - sum(size - len(indices) for indices, size, *_ in groups)
         order = torch.sort(stays.to(torch.uint8), descending=True, stable=True).indices
-        return ImageChoice(order[:k], groups)
+        return ImageChoice(order[:k], whole[order[:k]], groups)
 
     @staticmethod
     def _mask(call: dict[str, Any], past: int) -> Tensor:

@@ -10,6 +10,7 @@ from gprune.pruners.baselines import L2NormPruner, RandomPruner, UniformGridPrun
 from gprune.pruners.cover import GraphCover
 from gprune.pruners.diversity import DART, DivPrune
 from gprune.pruners.gprune import GPrune
+from gprune.pruners.merging import AveragePooling, ToMe
 
 METHODS: dict[str, type[Pruner]] = {
     method.name: method
@@ -18,6 +19,8 @@ METHODS: dict[str, type[Pruner]] = {
         GraphCover,
         DivPrune,
         DART,
+        ToMe,
+        AveragePooling,
         RandomPruner,
         UniformGridPruner,
         L2NormPruner,
@@ -52,6 +55,7 @@ def make(name: str, keep: Keep, **options: Any) -> Pruner:
 
 __all__ = [
     "DART",
+    "AveragePooling",
     "DivPrune",
     "GPrune",
     "GraphCover",
@@ -59,6 +63,7 @@ __all__ = [
     "Pruner",
     "RandomPruner",
     "ScorePruner",
+    "ToMe",
     "UniformGridPruner",
     "make",
     "methods",

@@ -59,11 +59,25 @@ class Pruner(ABC):
             ValueError: NaN or infinite values, or a signal is missing that the method needs. On an
                 accelerator values are reported later, without stalling (see `gprune.checks`).
         """
-        return self.select_groups([tokens])[0]
+        return self.reduce_groups([tokens])[0][0]
+
+    def reduce(self, tokens: VisualTokens) -> tuple[Tensor, Tensor]:
+        """The tokens to keep with their features, into which a merging method puts the dropped.
+
+        Returns:
+            what `select` returns, int64 [k], and the features of those tokens, [k, d].
+
+        Raises:
+            ValueError: see `select`.
+        """
+        kept, members = self.reduce_groups([tokens])[0]
+        if members is None:
+            return kept, tokens.features[kept]
+        return kept, merged(tokens.features, members, len(kept))
 
     @torch.no_grad()
-    def select_groups(self, groups: Sequence[VisualTokens]) -> list[Tensor]:
-        """`select` for all groups of one image (or video), whose budgets may depend on each other.
+    def reduce_groups(self, groups: Sequence[VisualTokens]) -> list[tuple[Tensor, Tensor | None]]:
+        """`partition` for all groups of one image (or video), whose budgets may depend on others.
 
         Raises:
             TypeError, ValueError: see `select`; or ``keep`` gives no budget for a group.
@@ -71,17 +85,41 @@ class Pruner(ABC):
         for tokens in groups:
             tokens.check_values()
         given = budgets(self.keep, groups)
-        return [self._select(*pair) for pair in zip(groups, given, strict=True)]
+        return [self._reduce(*pair) for pair in zip(groups, given, strict=True)]
 
-    def _select(self, tokens: VisualTokens, keep: Budget) -> Tensor:
+    def _reduce(self, tokens: VisualTokens, keep: Budget) -> tuple[Tensor, Tensor | None]:
         if tokens.protected is None:
-            return self.choose(tokens, kept_count(len(tokens), keep))
+            return self.partition(tokens, kept_count(len(tokens), keep))
         candidates = (~tokens.protected).nonzero().squeeze(1)
+        if not len(candidates):
+            return tokens.protected.nonzero().squeeze(1), None
+        rest = tokens.subset(candidates)
+        chosen, members = self.partition(rest, kept_count(len(rest), keep))
         flags = tokens.protected.clone()
-        if len(candidates):
-            rest = tokens.subset(candidates)
-            flags[candidates[self.choose(rest, kept_count(len(rest), keep))]] = True
-        return flags.nonzero().squeeze(1)
+        flags[candidates[chosen]] = True
+        kept = flags.nonzero().squeeze(1)
+        if members is None:
+            return kept, None
+        # Protected tokens stay as they are.
+        place = flags.long().cumsum(0) - 1
+        whole = place.clone()
+        whole[candidates] = torch.where(members < 0, -1, place[candidates[chosen]][members])
+        return kept, whole
+
+    def partition(self, tokens: VisualTokens, k: int) -> tuple[Tensor, Tensor | None]:
+        """The tokens to keep and, for a merging method, which of them each token goes into.
+
+        Args:
+            tokens: checked, without protected tokens.
+            k: 1 to the number of tokens.
+
+        Returns:
+            kept: int64 [k], ascending.
+            members: for each token a position in ``kept``, or -1 where it is dropped, int64 [n];
+                the kept token's feature becomes the mean of its members'. None where dropped tokens
+                leave nothing behind, which is the default.
+        """
+        return self.choose(tokens, k), None
 
     @abstractmethod
     def choose(self, tokens: VisualTokens, k: int) -> Tensor:
@@ -134,8 +172,18 @@ def highest(scores: Tensor, k: int) -> Tensor:
     return order[:k].sort().values
 
 
-def first_highest(values: Tensor) -> Tensor:
-    """Index of the highest of ``values`` [n], the lowest of several; int64 []."""
-    # `argmax` leaves the choice between equals to the device.
-    index = torch.arange(len(values), device=values.device)
-    return torch.where(values == values.max(), index, len(values)).min()
+def merged(features: Tensor, members: Tensor, k: int) -> Tensor:
+    """The mean of the features of each kept token's members.
+
+    Args:
+        features: [n, d].
+        members: position among the kept tokens that each token goes into, -1 for none, int64 [n].
+        k: number of kept tokens, each of which has a member.
+
+    Returns:
+        [k, d] in the dtype of ``features``; a token that stays alone keeps its feature exactly.
+    """
+    # A product with a matrix of ones and zeros: adding by index has no fixed order on a GPU.
+    matrix = (members == torch.arange(k, device=members.device)[:, None]).float()  # [k, n]
+    mean = matrix @ features.float() / matrix.sum(1, keepdim=True)
+    return mean.to(features.dtype)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from gprune.graph import cosine_similarity
-from gprune.pruners.base import Pruner, first_highest
+from gprune.pruners.base import Pruner
 from gprune.pruners.diversity import farthest_first
 from gprune.tokens import VisualTokens
 
@@ -36,12 +36,14 @@ class GraphCover(Pruner):
     Attributes:
         keep: retention ratio in (0, 1], or a count >= 1 (see `Pruner`).
         place: weight of where tokens lie against what they show, >= 0.
+        merge: average every dropped token into the kept token nearest to it.
 
     Raises:
         ValueError: ``place`` is negative or not finite.
     """
 
     place: float = 1.0
+    merge: bool = False
 
     name: ClassVar[str] = "graph_cover"
 
@@ -64,9 +66,17 @@ class GraphCover(Pruner):
         return distance + self.place * over_mean(apart).float()
 
     def choose(self, tokens: VisualTokens, k: int) -> Tensor:
+        return self.partition(tokens, k)[0]
+
+    def partition(self, tokens: VisualTokens, k: int) -> tuple[Tensor, Tensor | None]:
         distance = self.distance(tokens)
-        central = first_highest(-distance.sum(1, dtype=torch.float64))
-        return farthest_first(distance, central, k).sort().values
+        central = distance.sum(1, dtype=torch.float64).argmin()
+        kept = farthest_first(distance, central, k).sort().values
+        if not self.merge:
+            return kept, None
+        members = distance[kept].argmin(0)  # [n], the first of several
+        members[kept] = torch.arange(k, device=kept.device)  # a copy does not go into its twin
+        return kept, members
 
 
 def over_mean(values: Tensor) -> Tensor:

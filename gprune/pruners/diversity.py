@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from gprune.graph import cosine_similarity
-from gprune.pruners.base import Pruner, first_highest, highest
+from gprune.pruners.base import Pruner, highest
 from gprune.tokens import VisualTokens
 
 
@@ -32,7 +32,7 @@ def farthest_first(distance: Tensor, first: Tensor, k: int) -> Tensor:
     nearest = distance[first].clone()  # distance of each token to the nearest chosen one
     nearest[first] = -1  # below every distance: it is never chosen again
     for _ in range(k - 1):
-        following = first_highest(nearest)
+        following = nearest.argmax()  # the first of several, on every device
         chosen.append(following)
         nearest = torch.minimum(nearest, distance[following])
         nearest[following] = -1
@@ -59,7 +59,7 @@ class DivPrune(Pruner):
         distance = 1 - cosine_similarity(tokens.features)
         others = distance.clone()
         others.fill_diagonal_(torch.inf)
-        return farthest_first(distance, first_highest(others.amin(1)), k).sort().values
+        return farthest_first(distance, others.amin(1).argmax(), k).sort().values
 
 
 @dataclass(frozen=True)

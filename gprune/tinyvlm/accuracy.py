@@ -93,9 +93,9 @@ def score(
         packed = pack(questions, tokenizer, VISUAL_TOKENS)
         places = None
         if pruner is not None:
-            chosen = [pruner.select(VisualTokens(x, grid=(GRID, GRID))) for x in features]
-            places = torch.stack(chosen)  # equal counts: every picture has as many tokens
-            features = features.gather(1, places[..., None].expand(-1, -1, features.shape[2]))
+            reduced = [pruner.reduce(VisualTokens(x, grid=(GRID, GRID))) for x in features]
+            # Equal counts: every picture has as many tokens.
+            places, features = (torch.stack(part) for part in zip(*reduced, strict=True))
         outcomes += answered(packed_logits(model, features, packed, places), packed)
     return outcomes
 

@@ -9,7 +9,15 @@ import threading
 import pytest
 import torch
 
-from gprune import GPrune, RandomPruner, UniformGridPruner, kept_count
+from gprune import (
+    GPrune,
+    GraphCover,
+    RandomPruner,
+    ToMe,
+    UniformGridPruner,
+    VisualTokens,
+    kept_count,
+)
 from gprune.errors import UnsupportedModelError, UnsupportedVersionError
 from gprune.hf import versions
 from gprune.hf.cache import PrunedCache
@@ -246,11 +254,45 @@ def test_selection_is_of_the_projected_features(family, model):
     features = encoded.pooler_output[0]
     with GPrune(keep=0.4)(model) as pruned:
         forward(model, batch)
-    from gprune import VisualTokens
-
     first = pruned.kept[0][0]
     expected = GPrune(keep=0.4).select(VisualTokens(features[: first.size]))
     assert torch.equal(first.indices, expected)
+
+
+@pytest.mark.parametrize("name", ["llava_next", "qwen3_vl", "internvl", "idefics3", "gemma3"])
+@pytest.mark.parametrize("pruner", [ToMe(0.4), GraphCover(0.4, merge=True)], ids=["tome", "cover"])
+def test_merged_features_reach_the_language_model(name, pruner):
+    """Against the masked full-length model, given the means in the place of the features."""
+    family = SPECIMENS[name]
+    model = family.build()
+    batch = make_batch(family, model, [2, 1])
+    with pruner(model) as pruned:
+        output = model.generate(**batch.inputs, **GREEDY)
+        kept_mask = pruned.kept_mask
+    adapter = family_of(model)
+    with torch.no_grad():
+        encoded = model.base_model.get_image_features(**batch.pixels, return_dict=True)
+    images = []
+    for number, features in enumerate(adapter.features(model, encoded)):
+        grid = None
+        if adapter.multimodal_positions:
+            grid = tuple(
+                (batch.pixels["image_grid_thw"][number] // torch.tensor([1, 2, 2])).tolist()
+            )
+        whole = features.clone()
+        for group in adapter.groups(model, "image", features, grid):
+            tokens = VisualTokens(features[group.rows], grid=group.grid, kind=group.kind)
+            indices, means = pruner.reduce(tokens)
+            whole[group.rows[indices]] = means
+        images.append(whole)
+    everything = [torch.arange(len(image)) for image in images]
+    given = adapter.shorten(encoded, everything, images)
+    real = batch.inputs["attention_mask"]
+    inputs = {**batch.text, "attention_mask": real * kept_mask}
+    inputs["position_ids"] = batch.positions(model)
+    with torch.no_grad():
+        last = model(**inputs, mm_encoder_outputs={"image": given}, use_cache=False).logits[:, -1]
+    assert (output.logits[0] - last).abs().max() <= 1e-5
 
 
 def test_batch_mates_do_not_change_what_is_kept(family, model):

@@ -1,0 +1,89 @@
+"""Methods that merge tokens instead of dropping them."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from gprune.graph import cosine_similarity
+from gprune.pruners.base import Pruner, highest, merged
+from gprune.pruners.baselines import spread
+from gprune.tokens import VisualTokens
+
+
+class MergingPruner(Pruner):
+    """A method whose kept tokens are means; what it implements is `partition`."""
+
+    def choose(self, tokens: VisualTokens, k: int) -> Tensor:
+        return self.partition(tokens, k)[0]
+
+
+@dataclass(frozen=True)
+class AveragePooling(MergingPruner):
+    """The raster in k cells of nearly equal size, each kept as the mean of its tokens.
+
+    A baseline. Rows and columns are split evenly, so that cells are about as wide as high; a cell
+    stands where its middle token stood. Without a grid the sequence is split evenly.
+
+    Attributes:
+        keep: retention ratio in (0, 1], or a count >= 1 (see `Pruner`).
+    """
+
+    name: ClassVar[str] = "average_pooling"
+
+    def partition(self, tokens: VisualTokens, k: int) -> tuple[Tensor, Tensor | None]:
+        rows, columns = tokens.grid or (1, len(tokens))
+        fitting = round(math.sqrt(k * rows / columns))
+        bands = min(max(fitting, math.ceil(k / columns)), rows, k)
+        members = torch.empty(rows, columns, dtype=torch.int64)
+        kept: list[int] = []
+        for band in range(bands):
+            top, bottom = band * rows // bands, (band + 1) * rows // bands
+            cells = (band + 1) * k // bands - band * k // bands
+            middle = (top + bottom) // 2
+            for cell, column in enumerate(spread(cells, columns)):
+                left, right = cell * columns // cells, (cell + 1) * columns // cells
+                members[top:bottom, left:right] = len(kept)
+                kept.append(middle * columns + column)
+        device = tokens.features.device
+        return torch.tensor(kept, device=device), members.flatten().to(device)
+
+
+@dataclass(frozen=True)
+class ToMe(MergingPruner):
+    """Token merging by bipartite soft matching, before the language model.
+
+    Bolya, Fu, Dai, Zhang, Feichtenhofer, Hoffman: "Token Merging: Your ViT But Faster", ICLR 2023,
+    arXiv 2210.09461 (section 3). The paper merges r tokens in every layer of a ViT, by the
+    similarity of keys; here features are matched, round after round, until k tokens are left.
+
+    In a round the tokens left are dealt out in turn to two sets; each of the first is matched with
+    the most similar of the second (cosine), and the most similar pairs merge into the mean of all
+    tokens that they stand for, at the place of the second.
+
+    Attributes:
+        keep: retention ratio in (0, 1], or a count >= 1 (see `Pruner`).
+    """
+
+    name: ClassVar[str] = "tome"
+
+    def partition(self, tokens: VisualTokens, k: int) -> tuple[Tensor, Tensor | None]:
+        device = tokens.features.device
+        kept = torch.arange(len(tokens), device=device)
+        members = kept.clone()
+        while len(kept) > k:
+            means = merged(tokens.features.float(), members, len(kept))
+            similarity = cosine_similarity(means)[::2, 1::2]
+            best, match = similarity.amax(1), similarity.argmax(1)  # the first of several
+            merging = highest(best, min(len(kept) - k, len(best)))
+            into = torch.arange(len(kept), device=device)
+            into[2 * merging] = 2 * match[merging] + 1
+            stays = into == torch.arange(len(kept), device=device)
+            place = stays.long().cumsum(0) - 1
+            members = place[into[members]]
+            kept = kept[stays]
+        return kept, members

@@ -1,0 +1,120 @@
+"""Merging: against obvious implementations; means are conserved; what stays alone stays exact."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gprune import AveragePooling, GPrune, GraphCover, ToMe, VisualTokens, kept_count
+
+MERGING = [ToMe(0.4), AveragePooling(0.4), GraphCover(0.4, merge=True)]
+
+
+def features(n: int, d: int, seed: int) -> torch.Tensor:
+    return torch.from_numpy(np.random.default_rng(seed).standard_normal((n, d))).float()
+
+
+@pytest.mark.parametrize("pruner", MERGING, ids=lambda pruner: pruner.name)
+@given(rows=st.integers(1, 8), columns=st.integers(1, 8), seed=st.integers(0, 999))
+@settings(deadline=None, max_examples=40)
+def test_the_weighted_mean_is_conserved(pruner, rows, columns, seed):
+    x = features(rows * columns, 5, seed)
+    tokens = VisualTokens(x, grid=(rows, columns))
+    (kept, members) = pruner.reduce_groups([tokens])[0]
+    k = kept_count(len(x), 0.4)
+    assert len(kept) == k
+    assert kept.tolist() == sorted(set(kept.tolist()))
+    assert members.tolist() == [m for m in members.tolist() if 0 <= m < k]
+    sizes = torch.bincount(members, minlength=k)
+    assert sizes.min() >= 1
+    same, means = pruner.reduce(tokens)
+    assert torch.equal(same, kept)
+    weighted = (means * sizes[:, None]).sum(0) / len(x)
+    assert torch.allclose(weighted, x.mean(0), atol=1e-5)
+
+
+@pytest.mark.parametrize("pruner", MERGING, ids=lambda pruner: pruner.name)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_keeping_everything_changes_nothing(pruner, dtype):
+    x = features(20, 6, 0).to(dtype)
+    everything = type(pruner)(1.0)
+    kept, means = everything.reduce(VisualTokens(x, grid=(4, 5)))
+    assert kept.tolist() == list(range(20))
+    assert torch.equal(means, x)
+
+
+@given(n=st.integers(2, 24), seed=st.integers(0, 999), k=st.integers(1, 24))
+@settings(deadline=None, max_examples=60)
+def test_tome_is_bipartite_soft_matching(n, seed, k):
+    """The definition, with lists of members."""
+    x = features(n, 6, seed)
+    k = min(k, n)
+    groups = [[i] for i in range(n)]  # the last index of a group is its place
+
+    def mean(group: list[int]) -> np.ndarray:
+        return x.numpy()[sorted(group)].astype(np.float64).mean(0)
+
+    while len(groups) > k:
+        first, second = groups[::2], groups[1::2]
+        pairs = []
+        for i, one in enumerate(first):
+            near = [
+                mean(one) @ mean(other) / np.linalg.norm(mean(one)) / np.linalg.norm(mean(other))
+                for other in second
+            ]
+            pairs.append((max(near), i, int(np.argmax(near))))
+        pairs.sort(key=lambda pair: (-pair[0], pair[1]))
+        for _, i, j in pairs[: len(groups) - k]:
+            second[j][:0] = first[i]
+            first[i].clear()
+        groups = [group for group in groups if group]
+    kept, members = ToMe(k).reduce_groups([VisualTokens(x)])[0]
+    assert kept.tolist() == [group[-1] for group in groups]
+    assert {frozenset(group) for group in groups} == {
+        frozenset((members == place).nonzero().squeeze(1).tolist()) for place in range(k)
+    }
+
+
+def test_average_pooling_of_a_divisible_raster_is_average_pooling():
+    x = features(64, 3, 1)
+    kept, means = AveragePooling(16).reduce(VisualTokens(x, grid=(8, 8)))
+    expected = torch.nn.functional.avg_pool2d(x.T.view(1, 3, 8, 8), 2).flatten(2)[0].T
+    assert torch.allclose(means, expected, atol=1e-6)
+    assert kept.tolist() == [row * 8 + column for row in (1, 3, 5, 7) for column in (1, 3, 5, 7)]
+
+
+def test_graph_cover_merges_into_the_nearest():
+    x = features(30, 4, 2)
+    tokens = VisualTokens(x, grid=(5, 6))
+    pruner = GraphCover(7, merge=True)
+    kept, members = pruner.reduce_groups([tokens])[0]
+    assert torch.equal(kept, GraphCover(7).select(tokens))
+    distance = pruner.distance(tokens)
+    for token, place in enumerate(members.tolist()):
+        if token not in kept:
+            assert distance[token, kept[place]] == distance[token, kept].min()
+        else:
+            assert kept[place] == token
+
+
+def test_protected_tokens_stay_as_they_are():
+    x = features(12, 4, 3)
+    protected = torch.zeros(12, dtype=torch.bool)
+    protected[[2, 9]] = True
+    kept, means = ToMe(3).reduce(VisualTokens(x, protected=protected))
+    assert len(kept) == 5
+    for token in (2, 9):
+        assert torch.equal(means[kept.tolist().index(token)], x[token])
+    others = [i for i, token in enumerate(kept.tolist()) if token not in (2, 9)]
+    alone, expected = ToMe(3).reduce(VisualTokens(x[~protected]))
+    assert torch.equal(means[others], expected)
+    assert len(alone) == 3
+
+
+def test_a_method_that_drops_leaves_features_alone():
+    x = features(10, 3, 4)
+    kept, means = GPrune(4).reduce(VisualTokens(x))
+    assert torch.equal(means, x[kept])
