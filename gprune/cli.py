@@ -17,6 +17,7 @@ from rich.table import Table
 
 import gprune
 from gprune import GPrune, Pruner, ScorePruner, VisualTokens
+from gprune.prompts import open_image, prompt_for
 
 # Heavy imports (transformers, matplotlib) wait until a command needs them: help stays quick.
 if TYPE_CHECKING:
@@ -76,23 +77,6 @@ def print_json(values: dict[str, Any]) -> None:
     typer.echo(json.dumps(values))
 
 
-def open_image(path: Path) -> Image.Image:
-    """Reads a picture whole, so that a truncated one is found here.
-
-    Raises:
-        ValueError: it is absent, unreadable, truncated or absurdly large.
-    """
-    from PIL import Image
-
-    try:
-        with Image.open(path) as stored:
-            return stored.convert("RGB")
-    except FileNotFoundError:
-        raise ValueError(f"image {str(path)!r} does not exist") from None
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ValueError(f"image {str(path)!r} cannot be read: {error}") from None
-
-
 def seen_image(processor: Any, pixels: torch.Tensor) -> Image.Image:
     """What the vision tower sees, as a picture: ``pixels`` [3, h, w] with normalisation undone."""
     import torch
@@ -102,15 +86,6 @@ def seen_image(processor: Any, pixels: torch.Tensor) -> Image.Image:
     mean, std = (torch.tensor(x)[:, None, None] for x in (settings.image_mean, settings.image_std))
     array = ((pixels.float().cpu() * std + mean).clamp(0, 1) * 255).round().byte()
     return Image.fromarray(array.permute(1, 2, 0).numpy())
-
-
-def prompt_for(processor: Any, text: str, images: int) -> str:
-    """The prompt in the model's chat format where it has one, else placeholders before the text."""
-    if getattr(processor, "chat_template", None):
-        content = [{"type": "image"}] * images + [{"type": "text", "text": text}]
-        turn = [{"role": "user", "content": content}]
-        return str(processor.apply_chat_template(turn, add_generation_prompt=True))
-    return str(processor.image_token) * images + text
 
 
 def generate(model: Any, processor: Any, inputs: Any, max_new_tokens: int | None) -> str:
@@ -452,6 +427,101 @@ def methods(as_json: JsonOption = False) -> None:
     for name, summary, values in listed:
         table.add_row(name, summary, ", ".join(f"{key}={value}" for key, value in values.items()))
     out_console.print(table)
+
+
+@app.command("eval")
+def evaluate(
+    model: Annotated[str, typer.Argument(help="Folder or hub id of a model, or tiny.")],
+    tasks: Annotated[
+        str, typer.Option(help="scenes, easy_vqa, or JSONL files, with commas between them.")
+    ],
+    methods: Annotated[str, typer.Option(help="With commas between them.")] = "recommended,random",
+    keep: Annotated[str, typer.Option(help="Budgets, with commas between them.")] = "0.36,0.1",
+    limit: Annotated[int | None, typer.Option(min=1, help="Pictures of each task.")] = None,
+    batch: Annotated[int, typer.Option(min=1, help="Questions at a time.")] = 16,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 32,
+    device: Annotated[str, typer.Option(help="Such as cpu, cuda or cuda:1.")] = "cpu",
+    dtype: Annotated[str, typer.Option(help="Such as float32 or bfloat16.")] = "float32",
+    out: Annotated[Path, typer.Option(help="Folder; an unfinished evaluation goes on.")] = Path(
+        "out/eval"
+    ),
+    as_json: JsonOption = False,
+) -> None:
+    """Score methods and budgets on questions with known answers; write results and a report.
+
+    A JSONL file has one object a line: image (a path, or several), question, answer (or several
+    right ones), and optionally type.
+
+    Example: gprune eval tiny --tasks scenes --methods gprune,graph_cover,random --keep 0.36,0.1
+    """
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+
+    from gprune.evaluation.cases import cases
+    from gprune.evaluation.report import page
+    from gprune.evaluation.runner import Evaluation, runs_of
+    from gprune.evaluation.tasks import load_tasks
+
+    with clear_errors():
+        names = [gprune.make(name.strip(), keep=1.0).name for name in methods.split(",")]
+        budgets = [parse_keep(text) for text in keep.split(",")]
+        runs = runs_of(list(dict.fromkeys(names)), list(dict.fromkeys(budgets)))
+        examples = load_tasks([task.strip() for task in tasks.split(",")], limit)
+        quiet_transformers()
+        with error_console.status("loading the model"):
+            if model == "tiny":
+                from gprune.tinyvlm import load
+
+                network, processor = load()
+            else:
+                network, processor = load_model(model, device, dtype)
+        processor.tokenizer.padding_side = "left"  # answers begin where prompts end
+        settings = {"model": model, "tasks": tasks, "limit": limit, "device": device}
+        evaluation = Evaluation(
+            network,
+            processor,
+            examples,
+            out,
+            {**settings, "dtype": dtype},
+            batch=batch,
+            max_new_tokens=max_new_tokens,
+        )
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+        )
+        with Progress(*columns, console=error_console) as progress:
+            for run in runs:
+                bar = progress.add_task(run.label, total=len(examples))
+                evaluation.perform(run, lambda count, bar=bar: progress.advance(bar, count))  # type: ignore[misc]
+        results = evaluation.results(runs)
+    finished = [run for run in runs if len(evaluation.lines(run)) == len(examples)]
+    (out / "results.json").write_text(json.dumps(results, indent=2) + "\n")
+    (out / "report.html").write_text(page(results, cases(evaluation, finished)))
+    if as_json:
+        print_json(results)
+    else:
+        table = Table("method", "keep", "tokens", "macro", "interval", "retained", "loyalty")
+        for row in results["rows"]:
+            low, high = row["interval"]
+            retained = "" if row["retained"] is None else f"{row['retained']:.1f}"
+            table.add_row(
+                *(row["method"], str(row["keep"])),
+                f"{row['kept_tokens']}/{row['visual_tokens']}",
+                *(f"{row['macro']:.1f}", f"{low:.1f} to {high:.1f}", retained),
+                f"{row['loyalty']:.1f}",
+            )
+        out_console.print(table)
+        out_console.print(f"report {out / 'report.html'}", markup=False, highlight=False)
+    if results["failures"]:
+        fail("; ".join(f"{label}: {reason}" for label, reason in results["failures"].items()))
 
 
 @app.command()

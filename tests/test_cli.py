@@ -286,7 +286,7 @@ def test_the_documented_table_is_the_registry():
     assert call("families", "--markdown").stdout in page.read_text()
 
 
-@pytest.mark.parametrize("command", ["demo", "run", "methods", "families", "flops"])
+@pytest.mark.parametrize("command", ["demo", "run", "eval", "methods", "families", "flops"])
 def test_help_has_an_example(command):
     result = call(command, "--help")
     assert result.exit_code == 0

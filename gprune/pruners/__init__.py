@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from typing import Any
 
 from gprune.budget import Keep
@@ -47,8 +48,10 @@ def make(name: str, keep: Keep, **options: Any) -> Pruner:
     """
     name = RECOMMENDED if name == "recommended" else name
     if name not in METHODS:
+        near = difflib.get_close_matches(name, [*METHODS, "recommended"], 1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
         raise ValueError(
-            f"method {name!r} is unknown; choose one of {', '.join(METHODS)}, or recommended"
+            f"method {name!r} is unknown; {hint}choose one of {', '.join(METHODS)}, or recommended"
         )
     return METHODS[name](keep, **options)
 

@@ -72,5 +72,7 @@ def test_make_and_methods():
     assert gprune.make("recommended", keep=0.5).name in gprune.methods()
     with pytest.raises(ValueError, match=r"method 'nosuch' is unknown; choose one of gprune"):
         gprune.make("nosuch", keep=0.5)
+    with pytest.raises(ValueError, match="did you mean 'divprune'"):
+        gprune.make("div_prune", keep=0.5)
     with pytest.raises(TypeError):
         gprune.make("random", keep=0.5, threshold=0.7)

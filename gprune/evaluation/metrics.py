@@ -1,0 +1,117 @@
+"""Accuracy by type with its uncertainty, and what pruning retains of it, in the field's terms."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+RESAMPLES = 2000
+
+
+@dataclass(frozen=True)
+class Record:
+    """How one example was answered.
+
+    Attributes:
+        id: the example's.
+        picture: its picture, by which intervals resample.
+        kind: its type.
+        prediction: what the model said.
+        right: whether that is an answer.
+    """
+
+    id: str
+    picture: str
+    kind: str
+    prediction: str
+    right: bool
+
+
+def is_right(prediction: str, answers: Sequence[str]) -> bool:
+    """Exact match, apart from case, articles, spaces and punctuation at the ends."""
+    return normalised(prediction) in {normalised(answer) for answer in answers}
+
+
+def normalised(text: str) -> str:
+    """Lower case, no articles, single spaces, no punctuation at the ends."""
+    words = re.sub(r"\b(a|an|the)\b", " ", text.lower()).split()
+    return " ".join(words).strip(" .,;:!?\"'")
+
+
+@dataclass(frozen=True)
+class Tally:
+    """Right answers and questions of each picture by type, both [pictures, types]."""
+
+    kinds: list[str]
+    right: np.ndarray
+    asked: np.ndarray
+
+    @classmethod
+    def of(cls, records: Sequence[Record], kinds: Sequence[str] | None = None) -> Tally:
+        """Counts records; types in the order of ``kinds`` or of their first appearance."""
+        order = list(kinds or dict.fromkeys(record.kind for record in records))
+        pictures = {name: row for row, name in enumerate(dict.fromkeys(r.picture for r in records))}
+        right = np.zeros((len(pictures), len(order)))
+        asked = np.zeros_like(right)
+        for record in records:
+            place = pictures[record.picture], order.index(record.kind)
+            right[place] += record.right
+            asked[place] += 1
+        return cls(order, right, asked)
+
+    @property
+    def accuracy(self) -> np.ndarray:
+        """Share of right answers by type, in %, [types]; NaN where nothing was asked."""
+        with np.errstate(invalid="ignore"):
+            return 100 * self.right.sum(0) / self.asked.sum(0)
+
+    @property
+    def macro(self) -> float:
+        """The mean over types, in %."""
+        return float(np.nanmean(self.accuracy))
+
+    def resampled(self) -> np.ndarray:
+        """Macro accuracies of bootstrap samples of the pictures, [RESAMPLES].
+
+        Draws are always the same: the difference of two tallies of the same pictures is paired.
+        """
+        rng = np.random.default_rng(0)
+        share = np.full(len(self.right), 1 / len(self.right))
+        weights = rng.multinomial(len(self.right), share, size=RESAMPLES)
+        right, asked = weights @ self.right, weights @ self.asked
+        accuracy = np.divide(right, asked, out=np.full_like(right, np.nan), where=asked > 0)
+        return 100 * np.nanmean(accuracy, 1)
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """The 95% bootstrap interval of `macro`."""
+        return between(self.resampled())
+
+
+def between(values: np.ndarray) -> tuple[float, float]:
+    """The 2.5th and 97.5th percentile."""
+    low, high = np.percentile(values, [2.5, 97.5])
+    return float(low), float(high)
+
+
+def mean_tally(tallies: Sequence[Tally]) -> Tally:
+    """The mean of several seeds on the same pictures."""
+    right = np.mean([tally.right for tally in tallies], 0)
+    return Tally(tallies[0].kinds, right, tallies[0].asked)
+
+
+def loyalty(full: Sequence[Record], pruned: Sequence[Record]) -> float:
+    """Share of examples answered as without pruning, right or wrong, in % (EffiVLM-Bench, 2025)."""
+    said = {record.id: normalised(record.prediction) for record in full}
+    same = [said[record.id] == normalised(record.prediction) for record in pruned]
+    return 100 * float(np.mean(same))
+
+
+def overall_performance(full: Tally, pruned: Tally) -> float:
+    """sqrt(mean over types of (pruned accuracy / full accuracy)²), in % (EffiVLM-Bench, 2025)."""
+    with np.errstate(invalid="ignore", divide="ignore"):
+        ratio = pruned.accuracy / full.accuracy
+    return 100 * float(np.sqrt(np.nanmean(ratio[np.isfinite(ratio)] ** 2)))

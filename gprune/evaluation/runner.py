@@ -1,0 +1,276 @@
+"""Runs methods and budgets over examples; what is finished is never done again."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gprune.evaluation.flops import LanguageModelShape, saving
+from gprune.evaluation.metrics import (
+    Record,
+    Tally,
+    between,
+    is_right,
+    loyalty,
+    mean_tally,
+    overall_performance,
+)
+from gprune.evaluation.tasks import Example
+from gprune.evaluation.timing import synchronize
+from gprune.prompts import prompt_for
+from gprune.pruners import Pruner, make
+
+# Random selection is averaged over these seeds.
+RANDOM_SEEDS = (0, 1, 2)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One pass over the examples.
+
+    Attributes:
+        method: a method's name, or ``full`` without pruning.
+        keep: its budget.
+        seed: for random selection.
+    """
+
+    method: str
+    keep: float | int
+    seed: int | None = None
+
+    @property
+    def label(self) -> str:
+        """A name for people and files."""
+        seed = "" if self.seed is None else f"-seed{self.seed}"
+        return self.method if self.method == "full" else f"{self.method}-{self.keep}{seed}"
+
+    def pruner(self) -> Pruner | None:
+        """The method, or None without pruning."""
+        if self.method == "full":
+            return None
+        options = {} if self.seed is None else {"seed": self.seed}
+        return make(self.method, keep=self.keep, **options)
+
+
+def runs_of(methods: Sequence[str], keeps: Sequence[float | int]) -> list[Run]:
+    """The unpruned run, then every method at every budget.
+
+    Raises:
+        ValueError: a method is unknown, or a budget out of range.
+    """
+    runs = [Run("full", 1.0)]
+    for keep in keeps:
+        for method in methods:
+            seeds = RANDOM_SEEDS if method == "random" else (None,)
+            runs += [Run(method, keep, seed) for seed in seeds]
+    for run in runs:
+        run.pruner()  # bad names and budgets are found before the first hour of work
+    return runs
+
+
+class Evaluation:
+    """One evaluation in one folder: predictions of each run, results and report.
+
+    Args:
+        model: a supported model, in evaluation mode.
+        processor: its processor.
+        examples: what to ask.
+        folder: an unfinished evaluation there goes on where it stopped.
+        settings: what must be the same for that; stored beside the predictions.
+        batch: examples at a time.
+        max_new_tokens: longest answer.
+
+    Raises:
+        ValueError: the folder holds an evaluation with other settings.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        processor: Any,
+        examples: Sequence[Example],
+        folder: Path,
+        settings: dict[str, Any],
+        batch: int = 16,
+        max_new_tokens: int = 32,
+    ) -> None:
+        self.model, self.processor, self.examples = model, processor, list(examples)
+        self.folder, self.batch, self.max_new_tokens = folder, batch, max_new_tokens
+        settings = {**settings, "max_new_tokens": max_new_tokens}
+        (folder / "predictions").mkdir(parents=True, exist_ok=True)
+        stored = folder / "settings.json"
+        if stored.is_file() and json.loads(stored.read_text()) != settings:
+            raise ValueError(
+                f"out {str(folder)!r} holds an evaluation with other settings; take another folder "
+                "or the options it was started with"
+            )
+        stored.write_text(json.dumps(settings, indent=2) + "\n")
+        self.failures: dict[str, str] = {}
+
+    def lines(self, run: Run) -> list[dict[str, Any]]:
+        """What a run has finished so far; a line torn by a kill is left out."""
+        file = self._file(run)
+        if not file.is_file():
+            return []
+        whole = file.read_text().rpartition("\n")[0]
+        return [json.loads(line) for line in whole.splitlines()]
+
+    def _file(self, run: Run) -> Path:
+        name = re.sub(r"[^\w.-]", "_", run.label)
+        return self.folder / "predictions" / f"{name}.jsonl"
+
+    def perform(self, run: Run, advance: Callable[[int], None] = lambda count: None) -> None:
+        """Answers what a run has not answered yet; a failure is noted and does not stop others.
+
+        Args:
+            run: what to run.
+            advance: told how many examples are done.
+        """
+        done = self.lines(run)
+        file = self._file(run)
+        file.write_text("".join(json.dumps(line) + "\n" for line in done))
+        finished = {line["id"] for line in done}
+        advance(len(finished))
+        rest = [example for example in self.examples if example.id not in finished]
+        try:
+            with file.open("a") as stream:
+                for start in range(0, len(rest), self.batch):
+                    part = rest[start : start + self.batch]
+                    for line in self._answer(run, part):
+                        stream.write(json.dumps(line) + "\n")
+                    stream.flush()
+                    advance(len(part))
+        except Exception as error:  # one method's crash must not lose the others' results
+            self.failures[run.label] = f"{type(error).__name__}: {error}"
+            (self.folder / f"{run.label}.traceback.txt").write_text(traceback.format_exc())
+
+    @torch.inference_mode()
+    def _answer(self, run: Run, part: Sequence[Example]) -> Iterator[dict[str, Any]]:
+        pictures = [example.load() for example in part]
+        prompts = [
+            prompt_for(self.processor, example.question, len(images))
+            for example, images in zip(part, pictures, strict=True)
+        ]
+        inputs = self.processor(
+            images=[image for images in pictures for image in images],
+            text=prompts,
+            padding=True,
+            return_tensors="pt",
+        ).to(self.model.device, dtype=self.model.dtype)
+        pruner = run.pruner()
+        with nullcontext() if pruner is None else pruner(self.model) as pruned:
+            synchronize(self.model.device)
+            start = time.perf_counter()
+            ids = self.model.generate(**inputs, do_sample=False, max_new_tokens=self.max_new_tokens)
+            synchronize(self.model.device)
+            seconds = time.perf_counter() - start
+            kept = None if pruned is None else pruned.kept
+        said = self.processor.batch_decode(
+            ids[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True
+        )
+        placeholders = inputs["input_ids"] == self.model.config.image_token_id
+        for row, example in enumerate(part):
+            visual = int(placeholders[row].sum())
+            dropped = 0
+            if kept is not None:
+                dropped = sum(group.size - len(group.indices) for group in kept[row])
+            yield {
+                "id": example.id,
+                "picture": example.picture,
+                "kind": example.kind,
+                "prediction": said[row].strip(),
+                "right": is_right(said[row], example.answers),
+                "visual_tokens": visual,
+                "kept_tokens": visual - dropped,
+                "text_tokens": int(inputs["attention_mask"][row].sum()) - visual,
+                "ms": 1000 * seconds / len(part),
+            }
+
+    def results(self, runs: Sequence[Run]) -> dict[str, Any]:
+        """Accuracy, uncertainty and cost of every method and budget, as stored in results.json.
+
+        Raises:
+            ValueError: the unpruned run, which all others are compared with, is not finished.
+        """
+        finished = {}
+        for run in runs:
+            lines = self.lines(run)
+            if len(lines) == len(self.examples):
+                finished[run] = lines
+        full = next((run for run in finished if run.method == "full"), None)
+        if full is None:
+            reason = self.failures.get("full", "it is not finished")
+            raise ValueError(f"the unpruned run has no results: {reason}")
+        kinds = list(dict.fromkeys(example.kind for example in self.examples))
+        records = {run: [record_of(line) for line in lines] for run, lines in finished.items()}
+        base = Tally.of(records[full], kinds)
+        groups: dict[tuple[str, float | int], list[Run]] = {}
+        for run in finished:
+            groups.setdefault((run.method, run.keep), []).append(run)
+        tallies = {
+            key: mean_tally([Tally.of(records[run], kinds) for run in members])
+            for key, members in groups.items()
+        }
+        rows = []
+        for (method, keep), members in groups.items():
+            tally = tallies[method, keep]
+            lines = finished[members[0]]
+            random = tallies.get(("random", keep))
+            versus = None
+            if random is not None and method not in ("full", "random"):
+                versus = between(tally.resampled() - random.resampled())
+            rows.append(
+                {
+                    "method": method,
+                    "keep": keep,
+                    "macro": tally.macro,
+                    "interval": tally.interval,
+                    "types": dict(zip(kinds, tally.accuracy.tolist(), strict=True)),
+                    "retained": 100 * tally.macro / base.macro if base.macro else None,
+                    "loyalty": mean([loyalty(records[full], records[run]) for run in members]),
+                    "overall_performance": overall_performance(base, tally),
+                    "minus_random": versus,
+                    "ms_an_example": mean([line["ms"] for line in lines]),
+                    **self._cost(lines, keep),
+                }
+            )
+        return {
+            "settings": json.loads((self.folder / "settings.json").read_text()),
+            "examples": len(self.examples),
+            "pictures": len({example.picture for example in self.examples}),
+            "kinds": kinds,
+            "rows": rows,
+            "failures": self.failures,
+        }
+
+    def _cost(self, lines: Sequence[dict[str, Any]], keep: float | int) -> dict[str, Any]:
+        visual = round(mean([line["visual_tokens"] for line in lines]))
+        cost = saving(
+            LanguageModelShape.from_config(self.model.config),
+            max(visual, 1),
+            round(mean([line["text_tokens"] for line in lines])),
+            keep,
+            bytes_per_value=self.model.dtype.itemsize,
+            kept_tokens=round(mean([line["kept_tokens"] for line in lines])),
+        )
+        values = asdict(cost)
+        del values["keep"]
+        return values
+
+
+def record_of(line: dict[str, Any]) -> Record:
+    """What the metrics need of a stored line."""
+    return Record(**{name: line[name] for name in ("id", "picture", "kind", "prediction", "right")})
+
+
+def mean(values: Sequence[float]) -> float:
+    return float(sum(values) / len(values)) if values else 0.0

@@ -1,0 +1,225 @@
+"""`gprune eval`: the right answers counted, nothing done twice, nothing lost, nothing hidden."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import numpy as np
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from gprune import GPrune, L2NormPruner, UniformGridPruner
+from gprune.cli import app
+from gprune.evaluation.metrics import (
+    Record,
+    Tally,
+    is_right,
+    loyalty,
+    mean_tally,
+    overall_performance,
+)
+from gprune.evaluation.runner import Evaluation, Run, runs_of
+from gprune.evaluation.tasks import load_tasks, read_jsonl
+from gprune.tinyvlm import load
+from gprune.tinyvlm.accuracy import held_out, score
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    return load()
+
+
+@pytest.fixture
+def jsonl(tmp_path):
+    """Four pictures with questions that the tiny model's vocabulary has."""
+    rows = []
+    for index in range(4):
+        Image.new("RGB", (80, 60), (40 * index, 90, 200)).save(tmp_path / f"{index}.png")
+        rows.append(
+            {
+                "image": f"{index}.png",
+                "question": "how many shapes are there?",
+                "answer": ["1", "2"],
+                "type": "count" if index % 2 else "other",
+            }
+        )
+    path = tmp_path / "mine.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)))
+    return path
+
+
+def evaluate(*arguments):
+    return CliRunner().invoke(app, ["eval", "tiny", *map(str, arguments)])
+
+
+def test_answers_are_those_of_the_packed_scorer(tiny, tmp_path):
+    """Question by question through generate, against all questions of a picture in one pass."""
+    model, processor = tiny
+    processor.tokenizer.padding_side = "left"
+    examples = load_tasks(["scenes", "easy_vqa"], limit=3)
+    evaluation = Evaluation(model, processor, examples, tmp_path, {}, batch=5)
+    samples = held_out("test", scenes=3, easy_vqa=3)
+    for run, pruner in (
+        (Run("full", 1.0), None),
+        (Run("uniform_grid", 0.3), UniformGridPruner(0.3)),
+    ):
+        evaluation.perform(run)
+        assert not evaluation.failures
+        expected = [right for results in score(model, samples, pruner) for right in results]
+        assert [line["right"] for line in evaluation.lines(run)] == expected
+
+
+def test_results_and_report(jsonl, tmp_path):
+    out = tmp_path / "out"
+    options = ["--methods", "gprune,random", "--keep", "0.5,9", "--batch", 3, "--out", out]
+    done = evaluate("--tasks", jsonl, *options, "--json")
+    assert done.exit_code == 0, done.output
+    results = json.loads(done.stdout)
+    assert results == json.loads((out / "results.json").read_text())
+    assert [(row["method"], row["keep"]) for row in results["rows"]] == [
+        ("full", 1.0),
+        *(("gprune", 0.5), ("random", 0.5), ("gprune", 9), ("random", 9)),
+    ]
+    full, half = results["rows"][:2]
+    assert (full["kept_tokens"], half["kept_tokens"], half["visual_tokens"]) == (196, 98, 196)
+    assert full["loyalty"] == full["retained"] == full["overall_performance"] == 100
+    assert set(full["types"]) == {"other", "count"}
+    assert half["minus_random"][0] <= half["minus_random"][1]
+    report = (out / "report.html").read_text()
+    assert report.count("<tr") == 6
+    assert "<svg" in report
+    assert not re.search(r"(src|href)=.?https?:", report)
+
+
+def test_a_killed_evaluation_goes_on(jsonl, tmp_path):
+    options = ["--methods", "l2_norm", "--keep", "0.3", "--tasks", jsonl]
+    assert evaluate(*options, "--out", tmp_path / "whole").exit_code == 0
+    whole = json.loads((tmp_path / "whole" / "results.json").read_text())
+    assert evaluate(*options, "--out", tmp_path / "torn").exit_code == 0
+    file = tmp_path / "torn" / "predictions" / "l2_norm-0.3.jsonl"
+    lines = file.read_text().splitlines()
+    marked = json.loads(lines[0]) | {"prediction": "what was there"}
+    file.write_text(json.dumps(marked) + "\n" + lines[1] + "\n" + lines[2][:20])
+    assert evaluate(*options, "--out", tmp_path / "torn").exit_code == 0
+    after = [json.loads(line) for line in file.read_text().splitlines()]
+    assert after[0] == marked  # finished work is not repeated
+    assert [line["id"] for line in after] == [json.loads(line)["id"] for line in lines]
+    torn = json.loads((tmp_path / "torn" / "results.json").read_text())
+    assert torn["rows"][1]["types"] == whole["rows"][1]["types"]
+
+
+def test_one_method_that_fails_does_not_lose_the_others(jsonl, tmp_path, monkeypatch):
+    def explode(self, tokens):
+        raise RuntimeError("out of luck")
+
+    monkeypatch.setattr(L2NormPruner, "score", explode)
+    options = ["--methods", "l2_norm,gprune", "--keep", "0.3", "--tasks", jsonl]
+    done = evaluate(*options, "--out", tmp_path / "out")
+    assert done.exit_code == 2
+    assert "l2_norm-0.3: RuntimeError: out of luck" in " ".join(done.output.split())
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert [row["method"] for row in results["rows"]] == ["full", "gprune"]
+    assert "out of luck" in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_other_settings_in_the_same_folder_are_refused(jsonl, tmp_path):
+    options = ["--methods", "gprune", "--keep", "0.3", "--tasks", jsonl, "--out", tmp_path / "out"]
+    assert evaluate(*options).exit_code == 0
+    done = evaluate(*options, "--limit", 2)
+    assert done.exit_code == 2
+    assert "with other settings" in done.output
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("{", "line 2 cannot be read"),
+        ('{"question": "what?", "answer": "1"}', "line 2 cannot be read: 'image' is missing"),
+        ('{"image": "a.png", "question": "what?", "answer": 3}', "line 2 cannot be read"),
+        ('{"image": [], "question": "what?", "answer": "3"}', "must be text"),
+    ],
+)
+def test_bad_lines_are_named(tmp_path, line, message):
+    path = tmp_path / "bad.jsonl"
+    path.write_text('{"image": "a.png", "question": "what?", "answer": "1"}\n' + line + "\n")
+    with pytest.raises(ValueError, match=re.escape(str(path))) as raised:
+        read_jsonl(path)
+    assert message in str(raised.value)
+
+
+def test_bad_use(tmp_path, jsonl):
+    for options, message in (
+        (["--tasks", "nosuch"], "task 'nosuch' is neither"),
+        (["--tasks", jsonl, "--methods", "gprun"], "did you mean 'gprune'"),
+        (["--tasks", jsonl, "--keep", "0"], "keep=0"),
+    ):
+        done = evaluate(*options, "--out", tmp_path / "out")
+        assert done.exit_code == 2
+        assert message in " ".join(done.output.split())
+    (tmp_path / "gone.jsonl").write_text(
+        json.dumps({"image": "gone.png", "question": "what?", "answer": "1"})
+    )
+    done = evaluate("--tasks", tmp_path / "gone.jsonl", "--out", tmp_path / "gone")
+    assert done.exit_code == 2
+    assert "gone.png" in done.output
+
+
+def test_runs():
+    labels = [run.label for run in runs_of(["gprune", "random"], [0.5, 64])]
+    assert labels == [
+        "full",
+        *("gprune-0.5", "random-0.5-seed0", "random-0.5-seed1", "random-0.5-seed2"),
+        *("gprune-64", "random-64-seed0", "random-64-seed1", "random-64-seed2"),
+    ]
+    assert Run("gprune", 0.5).pruner() == GPrune(0.5)
+    with pytest.raises(ValueError, match="unknown"):
+        runs_of(["nosuch"], [0.5])
+
+
+def records(*rows):
+    return [Record(str(i), picture, kind, said, right) for i, (picture, kind, said, right) in rows]
+
+
+def test_metrics_by_hand():
+    full = records(
+        (0, ("p", "count", "3", True)),
+        (1, ("p", "color", "red", True)),
+        (2, ("q", "count", "2", True)),
+        (3, ("q", "color", "blue", False)),
+    )
+    pruned = records(
+        (0, ("p", "count", "3", True)),
+        (1, ("p", "color", "Red.", True)),
+        (2, ("q", "count", "5", False)),
+        (3, ("q", "color", "blue", False)),
+    )
+    one, other = Tally.of(full), Tally.of(pruned)
+    assert one.accuracy.tolist() == [100, 50]
+    assert (one.macro, other.macro) == (75, 50)
+    assert loyalty(full, pruned) == 75
+    assert overall_performance(one, other) == pytest.approx(100 * np.sqrt((0.25 + 1) / 2))
+    assert mean_tally([one, other]).macro == 62.5
+    low, high = one.interval
+    assert 50 <= low <= 75 <= high <= 100
+    # Resampled alike: a run minus itself has no spread.
+    assert np.ptp(one.resampled() - one.resampled()) == 0
+
+
+def test_interval_covers_what_it_should():
+    """About 95 of 100 intervals of a known accuracy hold it."""
+    rng = np.random.default_rng(0)
+    inside = 0
+    for _ in range(100):
+        right = rng.random((80, 4)) < 0.7
+        low, high = Tally(list("abcd"), right.astype(float), np.ones((80, 4))).interval
+        inside += low <= 70 <= high
+    assert 88 <= inside <= 100
+
+
+@pytest.mark.parametrize(
+    ("said", "right"), [("Red", True), (" a red.", True), ("blue", False), ("redder", False)]
+)
+def test_right(said, right):
+    assert is_right(said, ["red"]) is right
