@@ -1,7 +1,8 @@
 """The shipped tiny VLM's accuracy by method and budget: python benchmarks/tiny_accuracy.py
 
 Held-out scenes and the official easy-VQA test split. Macro accuracy is the mean over question
-types; its interval is a 95% bootstrap over pictures. Random selection is averaged over three seeds.
+types; its interval is a 95% bootstrap over pictures; retained is its share of the macro accuracy of
+all tokens. Random selection is averaged over three seeds.
 """
 
 from __future__ import annotations
@@ -11,44 +12,33 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
-import numpy as np
 import typer
 from rich.console import Console
 from rich.progress import track
 
 from gprune import make, methods
 from gprune.cli import parse_keep, quiet_transformers
+from gprune.evaluation.metrics import Record, Tally, mean_tally
 from gprune.tinyvlm import load
 from gprune.tinyvlm.accuracy import TYPES, Sample, held_out, score
 
 RANDOM_SEEDS = 3
 
 
-def tallies(
-    samples: Sequence[Sample], outcomes: Sequence[Sequence[bool]]
-) -> tuple[np.ndarray, np.ndarray]:
-    """Right answers and questions of each picture by type, both [pictures, types]."""
-    right = np.zeros((len(samples), len(TYPES)))
-    asked = np.zeros_like(right)
-    for row, (sample, results) in enumerate(zip(samples, outcomes, strict=True)):
-        for question, good in zip(sample.questions, results, strict=True):
-            column = TYPES.index(question.kind)
-            right[row, column] += good
-            asked[row, column] += 1
-    return right, asked
+def tally(samples: Sequence[Sample], outcomes: Sequence[Sequence[bool]]) -> Tally:
+    """The outcomes of `score` by picture and type."""
+    records = [
+        Record("", str(row), question.kind, "", good)
+        for row, (sample, results) in enumerate(zip(samples, outcomes, strict=True))
+        for question, good in zip(sample.questions, results, strict=True)
+    ]
+    return Tally.of(records, TYPES)
 
 
-def summary(right: np.ndarray, asked: np.ndarray, resamples: int = 2000) -> dict[str, object]:
+def summary(tally: Tally) -> dict[str, object]:
     """Accuracy by type, their mean, and its 95% bootstrap interval, in %."""
-    accuracy = 100 * right.sum(0) / asked.sum(0)
-    rng = np.random.default_rng(0)
-    weights = rng.multinomial(len(right), np.full(len(right), 1 / len(right)), size=resamples)
-    macros = np.nanmean(100 * (weights @ right) / np.maximum(weights @ asked, 1e-9), 1)
-    return {
-        "macro": accuracy.mean(),
-        "interval": np.percentile(macros, [2.5, 97.5]).tolist(),
-        "types": dict(zip(TYPES, accuracy.tolist(), strict=True)),
-    }
+    types = dict(zip(TYPES, tally.accuracy.tolist(), strict=True))
+    return {"macro": tally.macro, "interval": tally.interval, "types": types}
 
 
 def main(
@@ -72,30 +62,29 @@ def main(
     ]
     rows = []
     for label, shown in (("all tokens", samples), ("all tokens, another picture", shuffled)):
-        result = summary(*tallies(shown, score(model, shown)))
-        rows.append({"method": label, "keep": 1.0, **result})
+        rows.append({"method": label, "keep": 1.0, **summary(tally(shown, score(model, shown)))})
     runs = [(name, keep) for keep in keeps.split(",") for name in names.split(",")]
     # The bar goes to the terminal, the table to whoever reads the output.
     for name, keep in track(runs, "methods and budgets", console=Console(stderr=True)):
         seeds = [{"seed": seed} for seed in range(RANDOM_SEEDS)] if name == "random" else [{}]
-        pairs = [
-            tallies(samples, score(model, samples, make(name, keep=parse_keep(keep), **options)))
+        found = [
+            tally(samples, score(model, samples, make(name, keep=parse_keep(keep), **options)))
             for options in seeds
         ]
-        right = np.mean([pair[0] for pair in pairs], 0)
-        rows.append({"method": name, "keep": parse_keep(keep), **summary(right, pairs[0][1])})
+        rows.append({"method": name, "keep": parse_keep(keep), **summary(mean_tally(found))})
     record = {"scenes": scenes, "easy_vqa": easy_vqa, "random_seeds": RANDOM_SEEDS, "rows": rows}
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps(record, indent=2) + "\n")
-    headings = ["method", "keep", "macro", *(kind.replace("_", " ") for kind in TYPES)]
+    headings = ["method", "keep", "macro", "retained", *(kind.replace("_", " ") for kind in TYPES)]
     print(f"| {' | '.join(headings)} |")
-    print("|---" * (3 + len(TYPES)) + "|")
+    print("|---" * (4 + len(TYPES)) + "|")
     for row in rows:
         low, high = row["interval"]
+        retained = 100 * row["macro"] / rows[0]["macro"]
         cells = " | ".join(f"{row['types'][kind]:.1f}" for kind in TYPES)
         print(
             f"| {row['method']} | {row['keep']} | {row['macro']:.1f} ({low:.1f} to {high:.1f}) "
-            f"| {cells} |"
+            f"| {retained:.1f} | {cells} |"
         )
 
 

@@ -14,6 +14,10 @@ from gprune.pruners.base import Pruner
 from gprune.pruners.diversity import farthest_first
 from gprune.tokens import VisualTokens
 
+# A mean cosine distance below this is rounding, of bf16 features at the latest: on a blank image it
+# must not be stretched until it tells tokens apart.
+ROUNDING = 1e-4
+
 
 @dataclass(frozen=True)
 class GraphCover(Pruner):
@@ -57,13 +61,13 @@ class GraphCover(Pruner):
     def distance(self, tokens: VisualTokens) -> Tensor:
         """D² of every pair, float32 [n, n]."""
         # Unit vectors: ‖u − u'‖² = 2 − 2 cos.
-        distance = over_mean(1 - cosine_similarity(tokens.features))
+        distance = over_mean(1 - cosine_similarity(tokens.features), ROUNDING)
         if self.place == 0 or (tokens.grid is None and tokens.positions is None):
             return distance
         points = tokens.coordinates().double()
         length = points.square().sum(1)
         apart = (length[:, None] + length[None] - 2 * points @ points.mT).clamp(min=0)
-        return distance + self.place * over_mean(apart).float()
+        return distance + self.place * over_mean(apart, 1e-12).float()
 
     def choose(self, tokens: VisualTokens, k: int) -> Tensor:
         return self.partition(tokens, k)[0]
@@ -79,7 +83,7 @@ class GraphCover(Pruner):
         return kept, members
 
 
-def over_mean(values: Tensor) -> Tensor:
-    """Values [n, n] divided by their mean, which is left out where it is zero."""
-    mean = values.mean(dtype=torch.float64)
-    return values / torch.where(mean > 0, mean, 1).to(values.dtype)
+def over_mean(values: Tensor, least: float) -> Tensor:
+    """Values [n, n] divided by their mean, or by ``least`` where that is more."""
+    mean = values.mean(dtype=torch.float64).clamp(min=least)
+    return values / mean.to(values.dtype)

@@ -1,0 +1,63 @@
+"""GraphCover's parts on validation pictures: python benchmarks/cover_ablation.py
+
+The weight of place, and merging, chosen on the validation split of the tiny VLM's scenes and
+easy-VQA; the test split stays for `tiny_accuracy.py`.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import track
+from tiny_accuracy import summary, tally
+
+from gprune import DivPrune, GraphCover, Pruner
+from gprune.cli import parse_keep, quiet_transformers
+from gprune.tinyvlm import load
+from gprune.tinyvlm.accuracy import TYPES, held_out, score
+
+
+def variants(keep: float | int) -> dict[str, Pruner]:
+    """GraphCover with other weights of place, with merging, and its nearest peer."""
+    found: dict[str, Pruner] = {"divprune": DivPrune(keep)}
+    for place in (0.0, 0.5, 1.0, 2.0, 4.0, 8.0):
+        found[f"place {place:g}"] = GraphCover(keep, place=place)
+    found["place 2, merged"] = GraphCover(keep, place=2.0, merge=True)
+    return found
+
+
+def main(
+    scenes: Annotated[int, typer.Option(help="Validation scenes.")] = 250,
+    easy_vqa: Annotated[int, typer.Option(help="Validation pictures of easy-VQA.")] = 100,
+    keeps: Annotated[str, typer.Option(help="Budgets.")] = "0.36,0.25,0.1,0.05",
+    out: Annotated[Path, typer.Option(help="Where to write the numbers.")] = Path(
+        "benchmarks/results/cover_ablation.json"
+    ),
+) -> None:
+    """Score every variant and print a Markdown table of macro accuracy."""
+    quiet_transformers()
+    model, _ = load()
+    samples = held_out("validation", scenes, easy_vqa)
+    budgets = [parse_keep(keep) for keep in keeps.split(",")]
+    rows = []
+    work = [(keep, *pair) for keep in budgets for pair in variants(keep).items()]
+    for keep, name, pruner in track(work, "variants", console=Console(stderr=True)):
+        found = tally(samples, score(model, samples, pruner))
+        rows.append({"variant": name, "keep": keep, **summary(found)})
+    full = summary(tally(samples, score(model, samples)))
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps({"full": full, "rows": rows, "types": TYPES}, indent=2) + "\n")
+    print(f"| | {' | '.join(str(keep) for keep in budgets)} |")
+    print("|---" * (1 + len(budgets)) + "|")
+    for name in variants(budgets[0]):
+        cells = [f"{row['macro']:.1f}" for row in rows if row["variant"] == name]
+        print(f"| {name} | {' | '.join(cells)} |")
+    print(f"| all tokens | {full['macro']:.1f} |")
+
+
+if __name__ == "__main__":
+    typer.run(main)
