@@ -6,6 +6,7 @@ import dataclasses
 import inspect
 import json
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -522,6 +523,59 @@ def evaluate(
         out_console.print(f"report {out / 'report.html'}", markup=False, highlight=False)
     if results["failures"]:
         fail("; ".join(f"{label}: {reason}" for label, reason in results["failures"].items()))
+
+
+@app.command()
+def doctor(as_json: JsonOption = False) -> None:
+    """Say what is installed and usable here, and what to do about what is not.
+
+    Example: gprune doctor --json
+    """
+    from importlib import metadata, util
+
+    import torch
+    from packaging.version import Version
+
+    from gprune.hf.versions import BEYOND, FIRST
+
+    def installed(name: str) -> str | None:
+        return metadata.version(name) if util.find_spec(name.replace("-", "_")) else None
+
+    transformers = metadata.version("transformers")
+    tested = Version(FIRST) <= Version(transformers) < Version(BEYOND)
+    available = torch.accelerator.is_available()
+    rows = [
+        ("python", sys.version.split()[0], True, ""),
+        ("gprune", gprune.__version__, True, ""),
+        ("torch", torch.__version__, True, ""),
+        ("transformers", transformers, tested, f"pip install 'transformers>={FIRST},<{BEYOND}'"),
+        (
+            "accelerator",
+            str(torch.accelerator.current_accelerator()) if available else None,
+            available,
+            "none found: everything runs on the CPU",
+        ),
+        (
+            "torchvision",
+            installed("torchvision"),
+            bool(installed("torchvision")),
+            "the processors of Qwen-VL, InternVL and OneVision need it; the library does not",
+        ),
+        (
+            "easy-vqa",
+            installed("easy-vqa"),
+            bool(installed("easy-vqa")),
+            "pip install 'gprune[train]' for its questions and for training",
+        ),
+    ]
+    if as_json:
+        keys = ("name", "found", "good", "advice")
+        print_json({"checks": [dict(zip(keys, row, strict=True)) for row in rows]})
+        return
+    table = Table("what", "found", "")
+    for name, found, good, advice in rows:
+        table.add_row(name, found or "-", "" if good else advice)
+    out_console.print(table)
 
 
 @app.command()

@@ -5,18 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
+from PIL import Image, ImageOps
 
 
 def open_image(path: Path) -> Image.Image:
-    """Reads a picture whole, so that a truncated one is found here.
+    """Reads a picture whole, so that a truncated one is found here, and turns it upright.
 
     Raises:
         ValueError: it is absent, unreadable, truncated or absurdly large.
     """
     try:
         with Image.open(path) as stored:
-            return stored.convert("RGB")
+            return ImageOps.exif_transpose(stored).convert("RGB")
     except FileNotFoundError:
         raise ValueError(f"image {str(path)!r} does not exist") from None
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:

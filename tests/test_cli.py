@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 
 import gprune
 from gprune.cli import app, parse_keep
+from gprune.prompts import open_image
 from gprune.tinyvlm import make_scene
 from gprune.tinyvlm.model import checkpoint_folder
 from tests.hf.models import SPECIMENS
@@ -275,6 +276,27 @@ def test_methods():
     assert "uniform_grid" in call("methods").stdout
 
 
+def test_doctor():
+    checks = {row["name"]: row for row in as_json("doctor")["checks"]}
+    assert checks["transformers"]["good"]
+    assert checks["gprune"]["found"] == gprune.__version__
+    assert all(row["advice"] for row in checks.values() if not row["good"])
+    assert "transformers" in call("doctor").stdout
+
+
+def test_pictures_are_turned_upright(tmp_path):
+    """Cameras store how they were held: 6 means turned a quarter to the left."""
+    stored = Image.new("RGB", (40, 20), "red")
+    stored.paste((0, 0, 255), (0, 0, 20, 20))  # the left half is blue
+    exif = stored.getexif()
+    exif[0x0112] = 6
+    stored.save(tmp_path / "turned.jpg", exif=exif, quality=95)
+    upright = open_image(tmp_path / "turned.jpg")
+    assert upright.size == (20, 40)
+    assert upright.getpixel((10, 5))[2] > 200  # blue on top
+    assert upright.getpixel((10, 35))[0] > 200
+
+
 def test_families():
     listed = as_json("families")["families"]
     assert {row["name"]: row["tier"] for row in listed} == gprune.families()
@@ -286,7 +308,9 @@ def test_the_documented_table_is_the_registry():
     assert call("families", "--markdown").stdout in page.read_text()
 
 
-@pytest.mark.parametrize("command", ["demo", "run", "eval", "methods", "families", "flops"])
+@pytest.mark.parametrize(
+    "command", ["demo", "run", "eval", "doctor", "methods", "families", "flops"]
+)
 def test_help_has_an_example(command):
     result = call(command, "--help")
     assert result.exit_code == 0
