@@ -31,8 +31,8 @@ def variants(keep: float | int) -> dict[str, Pruner]:
 
 
 def main(
-    scenes: Annotated[int, typer.Option(help="Validation scenes.")] = 250,
-    easy_vqa: Annotated[int, typer.Option(help="Validation pictures of easy-VQA.")] = 100,
+    scenes: Annotated[int, typer.Option(help="Validation scenes.")] = 200,
+    easy_vqa: Annotated[int, typer.Option(help="Validation pictures of easy-VQA.")] = 70,
     keeps: Annotated[str, typer.Option(help="Budgets.")] = "0.36,0.25,0.1,0.05",
     out: Annotated[Path, typer.Option(help="Where to write the numbers.")] = Path(
         "benchmarks/results/cover_ablation.json"

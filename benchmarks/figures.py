@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from pathlib import Path
 
 import torch
@@ -28,7 +29,7 @@ def hero(model: object, processor: object) -> None:
             group = outcome.pruned.kept[0][0]
             caption = f"{name}, {len(group.indices)} of {group.size} tokens: "
             drawn = viz.overlay(scene.draw(), group.indices, group.grid)
-            pictures.append((caption + outcome.answer_pruned, drawn))
+            pictures.append((caption + textwrap.shorten(outcome.answer_pruned, 16), drawn))
     title = f"{question.question}  (right: {question.answer})"
     viz.panel(pictures, title, columns=len(METHODS)).savefig(FOLDER / "hero.png", dpi=80)
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -44,14 +44,20 @@ def summary(tally: Tally) -> dict[str, object]:
 def main(
     scenes: Annotated[int, typer.Option(help="Held-out scenes.")] = 400,
     easy_vqa: Annotated[int, typer.Option(help="Pictures of easy-VQA's test split.")] = 150,
-    keeps: Annotated[str, typer.Option(help="Budgets.")] = "0.5,0.36,0.25,0.1",
+    keeps: Annotated[str, typer.Option(help="Budgets.")] = "0.5,0.36,0.25,0.1,0.05",
     names: Annotated[str, typer.Option(help="Methods; all by default.")] = ",".join(methods()),
     checkpoint: Annotated[Path | None, typer.Option(help="Another checkpoint.")] = None,
     out: Annotated[Path, typer.Option(help="Where to write the numbers.")] = Path(
         "benchmarks/results/tiny_accuracy.json"
     ),
+    stored: Annotated[
+        bool, typer.Option("--stored", help="Print the numbers in OUT anew.")
+    ] = False,
 ) -> None:
-    """Score every method at every budget and print a Markdown table."""
+    """Score every method at every budget and print Markdown tables."""
+    if stored:
+        print_tables(json.loads(out.read_text())["rows"])
+        return
     quiet_transformers()
     model, _ = load(checkpoint)
     samples = held_out("test", scenes, easy_vqa)
@@ -60,7 +66,7 @@ def main(
         for part in (samples[:scenes], samples[scenes:])
         for sample, other in zip(part, [*part[1:], *part[:1]], strict=True)
     ]
-    rows = []
+    rows: list[dict[str, Any]] = []
     for label, shown in (("all tokens", samples), ("all tokens, another picture", shuffled)):
         rows.append({"method": label, "keep": 1.0, **summary(tally(shown, score(model, shown)))})
     runs = [(name, keep) for keep in keeps.split(",") for name in names.split(",")]
@@ -75,16 +81,29 @@ def main(
     record = {"scenes": scenes, "easy_vqa": easy_vqa, "random_seeds": RANDOM_SEEDS, "rows": rows}
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps(record, indent=2) + "\n")
+    print_tables(rows)
+
+
+def print_tables(rows: Sequence[dict[str, Any]]) -> None:
+    """Macro accuracy by method and budget, then everything, as Markdown."""
+    full = rows[0]["macro"]
+    pruned = [row for row in rows if row["keep"] != 1.0]
+    keeps = list(dict.fromkeys(row["keep"] for row in pruned))
+    print(f"| | {' | '.join(map(str, keeps))} |")
+    print("|---" * (1 + len(keeps)) + "|")
+    for name in dict.fromkeys(row["method"] for row in pruned):
+        own = [row for row in pruned if row["method"] == name]
+        cells = [f"{row['macro']:.1f} ({100 * row['macro'] / full:.0f}%)" for row in own]
+        print(f"| {name} | {' | '.join(cells)} |")
     headings = ["method", "keep", "macro", "retained", *(kind.replace("_", " ") for kind in TYPES)]
-    print(f"| {' | '.join(headings)} |")
-    print("|---" * (4 + len(TYPES)) + "|")
+    print(f"\n| {' | '.join(headings)} |")
+    print("|---" * len(headings) + "|")
     for row in rows:
         low, high = row["interval"]
-        retained = 100 * row["macro"] / rows[0]["macro"]
         cells = " | ".join(f"{row['types'][kind]:.1f}" for kind in TYPES)
         print(
             f"| {row['method']} | {row['keep']} | {row['macro']:.1f} ({low:.1f} to {high:.1f}) "
-            f"| {retained:.1f} | {cells} |"
+            f"| {100 * row['macro'] / full:.1f} | {cells} |"
         )
 
 

@@ -110,8 +110,13 @@ def loyalty(full: Sequence[Record], pruned: Sequence[Record]) -> float:
     return 100 * float(np.mean(same))
 
 
-def overall_performance(full: Tally, pruned: Tally) -> float:
-    """sqrt(mean over types of (pruned accuracy / full accuracy)²), in % (EffiVLM-Bench, 2025)."""
-    with np.errstate(invalid="ignore", divide="ignore"):
-        ratio = pruned.accuracy / full.accuracy
-    return 100 * float(np.sqrt(np.nanmean(ratio[np.isfinite(ratio)] ** 2)))
+def overall_performance(full: Tally, pruned: Tally) -> float | None:
+    """sqrt(mean over types of (pruned accuracy / full accuracy)²), in % (EffiVLM-Bench, 2025).
+
+    Types that the full model never answers right are left out; None where that is all of them.
+    """
+    answered = full.accuracy > 0
+    if not answered.any():
+        return None
+    ratio = pruned.accuracy[answered] / full.accuracy[answered]
+    return 100 * float(np.sqrt(np.mean(ratio**2)))

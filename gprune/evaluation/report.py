@@ -84,7 +84,7 @@ def table(rows: Sequence[dict[str, Any]], kinds: Sequence[str]) -> str:
             "" if versus is None else f"{versus[0]:+.1f} to {versus[1]:+.1f}",
             "" if row["retained"] is None else f"{row['retained']:.1f}",
             f"{row['loyalty']:.1f}",
-            f"{row['overall_performance']:.1f}",
+            "" if row["overall_performance"] is None else f"{row['overall_performance']:.1f}",
             f"{100 * row['flops_saved']:.0f}%",
             f"{row['kv_bytes_pruned']:,}",
             f"{row['ms_an_example']:.1f}",

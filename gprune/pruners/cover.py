@@ -39,14 +39,15 @@ class GraphCover(Pruner):
 
     Attributes:
         keep: retention ratio in (0, 1], or a count >= 1 (see `Pruner`).
-        place: weight of where tokens lie against what they show, >= 0.
+        place: weight of where tokens lie against what they show, >= 0; the default was chosen on
+            validation pictures of the tiny VLM, see docs/methods/graph_cover.md.
         merge: average every dropped token into the kept token nearest to it.
 
     Raises:
         ValueError: ``place`` is negative or not finite.
     """
 
-    place: float = 1.0
+    place: float = 2.0
     merge: bool = False
 
     name: ClassVar[str] = "graph_cover"

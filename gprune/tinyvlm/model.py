@@ -19,8 +19,11 @@ from transformers import (
     LlavaProcessor,
 )
 
-from gprune.tinyvlm.scenes import IMAGE_SIZE, PATCH_SIZE
+from gprune.tinyvlm.scenes import GRID, IMAGE_SIZE, PATCH_SIZE
 from gprune.tinyvlm.vocabulary import IMAGE, build_tokenizer
+
+# Amplitude of the sinusoids that position embeddings start from.
+PLACE_SCALE = 0.3
 
 # One turn is the picture, then the question; the answer ends with the end-of-sequence token.
 CHAT_TEMPLATE = (
@@ -57,17 +60,17 @@ def build_config() -> LlavaConfig:
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
-        tie_word_embeddings=False,
+        tie_word_embeddings=True,
     )
     return LlavaConfig(
         vision_config=vision,
         text_config=text,
         image_token_id=tokenizer.convert_tokens_to_ids(IMAGE),
-        image_seq_length=(IMAGE_SIZE // PATCH_SIZE) ** 2,
+        image_seq_length=GRID**2,
         vision_feature_layer=-1,
         vision_feature_select_strategy="default",
         pad_token_id=tokenizer.pad_token_id,
-        tie_word_embeddings=False,
+        tie_word_embeddings=True,
     )
 
 
@@ -75,6 +78,11 @@ def build_model(seed: int) -> LlavaForConditionalGeneration:
     """A freshly initialised model; the same seed gives the same weights."""
     torch.manual_seed(seed)
     model = LlavaForConditionalGeneration(build_config())
+    # A tower that starts from random position embeddings hardly learns to use them: it sees what
+    # is there, not where. Row 0 is the CLS token.
+    with torch.no_grad():
+        table = model.model.vision_tower.embeddings.position_embedding.weight
+        table[1:] += PLACE_SCALE * sinusoids(GRID, table.shape[1])
     config = model.generation_config
     config.max_new_tokens = 8
     config.pad_token_id = model.config.text_config.pad_token_id

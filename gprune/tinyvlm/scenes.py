@@ -235,7 +235,7 @@ def make_scene(split: str, seed: int, index: int, crowded: bool = False) -> Scen
     numbers = int(rng.integers(2, 6)) if crowded else int(rng.random() < 0.75)
     texts = [text for _ in range(numbers) if (text := _place_text(rng, taken)) is not None]
     wanted = int(rng.integers(5, 11)) if crowded else int(rng.integers(1, 8))
-    scale = 0.75 if crowded else float(rng.uniform(0.7, 1.6))
+    scale = float(rng.uniform(0.6, 1.0) if crowded else rng.uniform(0.7, 1.6))
     objects = []
     for _ in range(wanted):
         item = _place_object(rng, taken, scale)
@@ -299,7 +299,7 @@ def _place_text(
     rng: np.random.Generator, taken: list[tuple[float, float, float, float]]
 ) -> Text | None:
     digits = "".join(str(digit) for digit in rng.integers(0, 10, 3))
-    name, size = str(rng.choice(FONTS)), int(rng.integers(16, 26))
+    name, size = str(rng.choice(FONTS)), int(rng.integers(19, 29))
     font = load_font(name, size * SUPERSAMPLE)
     left, top, right, bottom = font.getbbox(digits, anchor="lt")
     width, height = (right - left) / SUPERSAMPLE, (bottom - top) / SUPERSAMPLE

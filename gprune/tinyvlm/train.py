@@ -1,9 +1,13 @@
 """Trains the tiny VLM from scratch on a CPU: ``python -m gprune.tinyvlm.train --out runs/tiny``.
 
-Stage 1 teaches the vision tower what each patch shows (crowded scenes, dense labels). Stage 2
-trains everything on question answering, with the dense objective as a small auxiliary loss. Both
-stages draw their data by step number from the seed, so a killed run that is started again with the
-same command goes on from its last saved step and sees what it would have seen.
+Stage 1 teaches the vision tower and the projector what each patch shows (mostly crowded scenes,
+dense labels), in the words of the language model: a projected patch must be nearest to the
+embeddings of the words for its content and its colour. Looking up a word of the question among the
+patches and reading a patch's word out are then the same for all words, and stage 2, which trains
+everything on question answering, has little left to learn. There the dense objective stays as a
+small auxiliary loss. Both stages draw their data by step number from the seed, so a killed run that
+is started again with the same command goes on from its last saved step and sees what it would have
+seen.
 """
 
 from __future__ import annotations
@@ -34,13 +38,16 @@ from gprune.tinyvlm.accuracy import (
     to_pixels,
     vision_features,
 )
-from gprune.tinyvlm.model import build_model, build_processor, sinusoids
+from gprune.tinyvlm.model import build_model, build_processor
 from gprune.tinyvlm.packing import IGNORED, PackedQuestions, pack, packed_logits
 from gprune.tinyvlm.scenes import (
-    GRID,
-    HUES,
+    COLORS,
+    DIGITS,
     KINDS,
     MARKS,
+    PATTERNS,
+    SHAPES,
+    TINTS,
     Scene,
     make_scene,
 )
@@ -53,20 +60,14 @@ class Recipe:
 
     seed: int = 0
     batch: int = 16
-    patch_steps: int = 2000
+    patch_steps: int = 4500
     patch_rate: float = 1e-3
-    answer_steps: int = 3200
+    ordinary_every: int = 4  # one in so many scenes of stage 1 is not crowded
+    answer_steps: int = 4500
     answer_rate: float = 1e-3
     vision_rate: float = 4e-4
     warmup: int = 150
     patch_weight: float = 0.3
-    mark_weight: float = 1.0
-    marks_from: int = 800  # step of stage 2: digits must be told apart before they can be ordered
-    # Step of stage 2. A tower trained from random position embeddings hardly uses them: what it
-    # sees is there, where it sees it is not. From here they carry sinusoids too.
-    places_from: int = 1400
-    place_scale: float = 0.3
-    place_rate: float = 1e-3  # the tower's learning rate from there on
     easy_vqa_images: int = 4  # of each batch
     easy_vqa_questions: int = 8  # of each of those images
     weight_decay: float = 0.05
@@ -99,7 +100,12 @@ class Steps(Dataset[Batch]):
         first = step * recipe.batch
         if self.stage == "patches":
             scenes = [
-                make_scene("train", 2 * recipe.seed, first + i, crowded=True)
+                make_scene(
+                    "train",
+                    2 * recipe.seed,
+                    first + i,
+                    crowded=(first + i) % recipe.ordinary_every != 0,
+                )
                 for i in range(recipe.batch)
             ]
             return Batch(to_pixels([scene.draw() for scene in scenes]), *dense(scenes), None)
@@ -126,33 +132,56 @@ class Steps(Dataset[Batch]):
         )
 
 
+# The words of the patch labels: a digit after the first of its number has a word of its own.
+KIND_WORDS = (*KINDS, *(f"##{digit}" for digit in DIGITS))
+FIRST_DIGIT, FIRST_CONTINUED = KINDS.index(DIGITS[0]), len(KINDS)
+
+
 def dense(scenes: list[Scene]) -> tuple[Tensor, Tensor, Tensor]:
-    """The patch labels of scenes: kinds, hues and marks, each [b, n]."""
+    """The patch labels of scenes: indices into KIND_WORDS, HUES and MARKS, each [b, n]."""
     labels = [(*scene.patch_labels(), scene.patch_marks()) for scene in scenes]
     kinds, hues, marks = (
         torch.from_numpy(np.stack([one.ravel() for one in part])).long()
         for part in zip(*labels, strict=True)
     )
+    digit = (kinds >= FIRST_DIGIT) & (kinds < FIRST_DIGIT + len(DIGITS))
+    continued = (marks == MARKS.index("second")) | (marks == MARKS.index("third"))
+    kinds = torch.where(digit & continued, kinds - FIRST_DIGIT + FIRST_CONTINUED, kinds)
     return kinds, hues, marks
 
 
 class PatchHeads(nn.Module):
-    """Linear classifiers of what a patch shows, its hue and its mark; not part of the model."""
+    """What projected patches show: the nearest words, and a linear classifier of their marks."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(width)
-        self.kind = nn.Linear(width, len(KINDS))
-        self.hue = nn.Linear(width, len(HUES))
         self.mark = nn.Linear(width, len(MARKS))
+        self.ink = nn.Parameter(0.02 * torch.randn(1, width))  # the one hue without a word
+        tokenizer = build_tokenizer()
+        self.kind_ids = tokenizer.convert_tokens_to_ids(list(KIND_WORDS))
+        self.color_ids = tokenizer.convert_tokens_to_ids(list(COLORS))
+        self.tint_ids = tokenizer.convert_tokens_to_ids(list(TINTS))
 
-    def loss(self, features: Tensor, batch: Batch) -> dict[str, Tensor]:
-        """Mean cross-entropies over labelled patches; ``features`` [b, n, width]."""
-        x = self.norm(features)
-        kind = F.cross_entropy(self.kind(x).flatten(0, 1), batch.kinds.flatten())
-        hue = F.cross_entropy(self.hue(x).flatten(0, 1), batch.hues.flatten())
-        mark = F.cross_entropy(self.mark(x).flatten(0, 1), batch.marks.flatten())
-        return {"patch": kind + hue, "mark": mark}
+    def forward(self, projected: Tensor, words: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Logits of kinds, hues and marks, [b, n, ...].
+
+        Args:
+            projected: patch features in the language model's space, [b, n, width].
+            words: the language model's word embeddings, [vocabulary, width].
+        """
+        x = self.norm(projected)
+        hues = torch.cat([words[self.color_ids], self.ink, words[self.tint_ids]])
+        return x @ words[self.kind_ids].T, x @ hues.T, self.mark(x)
+
+    def loss(self, projected: Tensor, words: Tensor, batch: Batch) -> Tensor:
+        """The sum of the three mean cross-entropies over labelled patches."""
+        labels = (batch.kinds, batch.hues, batch.marks)
+        losses = [
+            F.cross_entropy(logits.flatten(0, 1), label.flatten())
+            for logits, label in zip(self(projected, words), labels, strict=True)
+        ]
+        return torch.stack(losses).sum()
 
 
 def cosine(step: int, total: int, warmup: int) -> float:
@@ -179,7 +208,7 @@ class Trainer:
         self.folder, self.recipe = folder, recipe
         folder.mkdir(parents=True, exist_ok=True)
         self.model = build_model(recipe.seed)
-        self.heads = PatchHeads(self.model.config.vision_config.hidden_size)
+        self.heads = PatchHeads(self.model.config.text_config.hidden_size)
         self.done = Progressing()
         self.saved_optimizer: dict[str, Tensor] = {}
         recipe_file = folder / "recipe.json"
@@ -210,12 +239,16 @@ class Trainer:
             for name in list(tensors)
             if name.startswith("optimizer.")
         }
-        self.modules.load_state_dict(tensors)
+        with torch.no_grad():
+            for name, parameter in self.modules.named_parameters():
+                parameter.copy_(tensors[name])
 
     def save(self, optimizer: torch.optim.Optimizer) -> None:
         """Weights, optimizer and progress in one file that replaces the last one at once."""
-        tensors = {name: value.contiguous() for name, value in self.modules.state_dict().items()}
+        tensors: dict[str, Tensor] = {}
+        # Parameters rather than a state dict: the tied word embeddings are stored once.
         for name, parameter in self.modules.named_parameters():
+            tensors[name] = parameter.detach().contiguous()
             for key, value in optimizer.state.get(parameter, {}).items():
                 tensors[f"optimizer.{name}.{key}"] = value.contiguous()
         progress = json.dumps(asdict(self.done)).encode()
@@ -228,33 +261,31 @@ class Trainer:
         """AdamW over what the stage trains, with the moments of a resumed run."""
         recipe = self.recipe
         vision = {f"model.model.vision_tower.{n}" for n, _ in self.vision.named_parameters()}
-        groups: dict[tuple[float, float, float], list[nn.Parameter]] = {}
+        language = self.model.model.language_model
+        idle = {f"model.model.language_model.{n}" for n, _ in language.named_parameters()} - {
+            "model.model.language_model.embed_tokens.weight"
+        }
+        groups: dict[tuple[float, float], list[nn.Parameter]] = {}
         for name, parameter in self.modules.named_parameters():
             in_vision = name in vision
-            if stage == "patches" and not (in_vision or name.startswith("heads.")):
+            if stage == "patches" and name in idle:
                 continue
             if stage == "patches":
                 rate = recipe.patch_rate
             else:
                 rate = recipe.vision_rate if in_vision else recipe.answer_rate
-            placed = recipe.place_rate if in_vision else rate
             decay = recipe.weight_decay if parameter.ndim > 1 else 0.0
-            groups.setdefault((rate, placed, decay), []).append(parameter)
+            groups.setdefault((rate, decay), []).append(parameter)
         optimizer = torch.optim.AdamW(
             [
-                {
-                    "params": parameters,
-                    "lr": rate,
-                    "initial": rate,
-                    "placed": placed,
-                    "weight_decay": decay,
-                }
-                for (rate, placed, decay), parameters in groups.items()
+                {"params": parameters, "lr": rate, "initial": rate, "weight_decay": decay}
+                for (rate, decay), parameters in groups.items()
             ],
             betas=(0.9, 0.98),
             fused=True,
         )
-        if self.saved_optimizer:
+        # Those of a stage that is over belong to no other.
+        if getattr(self.done, stage):
             for name, parameter in self.modules.named_parameters():
                 moments = {
                     key: self.saved_optimizer[f"{name}.{key}"]
@@ -263,36 +294,32 @@ class Trainer:
                 }
                 if moments:
                     optimizer.state[parameter] = moments
-            self.saved_optimizer = {}
+        self.saved_optimizer = {}
         return optimizer
 
     @property
     def vision(self) -> Any:
         return self.model.model.vision_tower
 
-    @torch.no_grad()
-    def add_places(self) -> None:
-        """Adds sinusoids to the tower's position embeddings (see `Recipe.places_from`)."""
-        table = self.vision.embeddings.position_embedding.weight
-        # Row 0 is the CLS token.
-        table[1:] += self.recipe.place_scale * sinusoids(GRID, table.shape[1])
+    @property
+    def words(self) -> Tensor:
+        """The word embeddings, [vocabulary, width]."""
+        weight: Tensor = self.model.get_input_embeddings().weight
+        return weight
 
-    def loss(self, stage: str, step: int, batch: Batch) -> dict[str, Tensor]:
+    def loss(self, stage: str, batch: Batch) -> dict[str, Tensor]:
         """The parts of a step's loss, already weighted: their sum is what is minimised."""
         features = vision_features(self.model, batch.pixels)
-        dense_loss = self.heads.loss(features, batch)
-        if stage == "patches":
-            return {"patch": dense_loss["patch"]}
-        assert batch.packed is not None  # stage "answers" always packs questions
         projected = self.model.model.multi_modal_projector(features)
+        patch = self.heads.loss(projected, self.words, batch)
+        if stage == "patches":
+            return {"patch": patch}
+        assert batch.packed is not None  # stage "answers" always packs questions
         logits = packed_logits(self.model, projected, batch.packed)
         answer = F.cross_entropy(
             logits.flatten(0, 1).float(), batch.packed.labels.flatten(), ignore_index=IGNORED
         )
-        parts = {"answer": answer, "patch": self.recipe.patch_weight * dense_loss["patch"]}
-        if step >= self.recipe.marks_from:
-            parts["mark"] = self.recipe.mark_weight * dense_loss["mark"]
-        return parts
+        return {"answer": answer, "patch": self.recipe.patch_weight * patch}
 
     def log(self, **record: Any) -> None:
         with (self.folder / "log.jsonl").open("a") as stream:
@@ -327,13 +354,9 @@ class Trainer:
         running: dict[str, float] = {}
         began = time.perf_counter()
         for step, batch in enumerate(loader, start):
-            placed = stage == "answers" and step >= recipe.places_from
-            if placed and step == recipe.places_from:
-                self.add_places()
             for group in optimizer.param_groups:
-                rate = group["placed"] if placed else group["initial"]
-                group["lr"] = rate * cosine(step, steps, recipe.warmup)
-            parts = self.loss(stage, step, batch)
+                group["lr"] = group["initial"] * cosine(step, steps, recipe.warmup)
+            parts = self.loss(stage, batch)
             torch.stack(list(parts.values())).sum().backward()  # type: ignore[no-untyped-call]
             trained = [p for group in optimizer.param_groups for p in group["params"]]
             nn.utils.clip_grad_norm_(trained, recipe.clip)
@@ -349,17 +372,46 @@ class Trainer:
                 self.done.seconds[stage] += now - began
                 began = now
                 self.save(optimizer)
-                record = {"stage": stage, "step": step + 1, "seconds": self.done.seconds[stage]}
-                if stage == "answers":
-                    record["validation"] = self.validate()
-                self.log(**record, **{f"loss_{name}": value for name, value in running.items()})
+                self.modules.eval()
+                validation = self.see() if stage == "patches" else self.answer()
+                self.modules.train()
+                self.log(
+                    stage=stage,
+                    step=step + 1,
+                    seconds=self.done.seconds[stage],
+                    validation=validation,
+                    **{f"loss_{name}": value for name, value in running.items()},
+                )
 
-    def validate(self) -> dict[str, float]:
+    @torch.inference_mode()
+    def see(self) -> dict[str, float]:
+        """Share of right patch labels by what they are on a few validation pictures."""
+        scenes = [make_scene("validation", 0, index) for index in range(96)]
+        kinds, hues, marks = dense(scenes)
+        pixels = to_pixels([scene.draw() for scene in scenes])
+        projected = self.model.model.multi_modal_projector(vision_features(self.model, pixels))
+        right = [
+            logits.argmax(-1) == label
+            for logits, label in zip(
+                self.heads(projected, self.words), (kinds, hues, marks), strict=True
+            )
+        ]
+        ordered = (marks > 0) & (marks < MARKS.index("centre"))
+        where = {
+            "shape": (0, kinds < len(SHAPES)),
+            "pattern": (0, (kinds < len(KINDS)) & (kinds >= len(KINDS) - len(PATTERNS))),
+            "digit": (0, ordered),
+            "color": (1, hues < len(COLORS)),
+            "tint": (1, hues > len(COLORS)),
+            "order": (2, ordered),
+            "centre": (2, marks == MARKS.index("centre")),
+        }
+        return {name: right[i][mask].float().mean().item() for name, (i, mask) in where.items()}
+
+    def answer(self) -> dict[str, float]:
         """Share of right answers by question type on a few validation pictures, unpruned."""
-        self.modules.eval()
         samples = held_out("validation", scenes=96, easy_vqa=48)
         outcomes = by_type(samples, score(self.model, samples))
-        self.modules.train()
         return {kind: float(np.mean(results)) for kind, results in outcomes.items()}
 
     def finish(self) -> None:

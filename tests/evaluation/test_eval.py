@@ -41,7 +41,8 @@ def jsonl(tmp_path):
             {
                 "image": f"{index}.png",
                 "question": "how many shapes are there?",
-                "answer": ["1", "2"],
+                # Whatever digit it says is right; the other type it never gets right.
+                "answer": list("0123456789") if index % 2 else "none of them",
                 "type": "count" if index % 2 else "other",
             }
         )
@@ -85,6 +86,7 @@ def test_results_and_report(jsonl, tmp_path):
     full, half = results["rows"][:2]
     assert (full["kept_tokens"], half["kept_tokens"], half["visual_tokens"]) == (196, 98, 196)
     assert full["loyalty"] == full["retained"] == full["overall_performance"] == 100
+    assert full["types"]["other"] == 0 < full["types"]["count"]
     assert set(full["types"]) == {"other", "count"}
     assert half["minus_random"][0] <= half["minus_random"][1]
     report = (out / "report.html").read_text()
@@ -201,6 +203,8 @@ def test_metrics_by_hand():
     assert loyalty(full, pruned) == 75
     assert overall_performance(one, other) == pytest.approx(100 * np.sqrt((0.25 + 1) / 2))
     assert mean_tally([one, other]).macro == 62.5
+    wrong = Tally.of(records((0, ("p", "count", "3", False))))
+    assert overall_performance(wrong, wrong) is None
     low, high = one.interval
     assert 50 <= low <= 75 <= high <= 100
     # Resampled alike: a run minus itself has no spread.

@@ -15,8 +15,17 @@ from gprune.tinyvlm import easyvqa, load, make_scene
 from gprune.tinyvlm.accuracy import Sample, by_type, held_out, score, to_pixels, vision_features
 from gprune.tinyvlm.model import build_model, build_processor, sinusoids
 from gprune.tinyvlm.packing import IGNORED, answered, pack, packed_logits
-from gprune.tinyvlm.scenes import IMAGE_SIZE
-from gprune.tinyvlm.train import Recipe, Steps, Trainer, app, cosine
+from gprune.tinyvlm.scenes import HUES, IMAGE_SIZE, MARKS
+from gprune.tinyvlm.train import (
+    KIND_WORDS,
+    PatchHeads,
+    Recipe,
+    Steps,
+    Trainer,
+    app,
+    cosine,
+    dense,
+)
 from gprune.tinyvlm.vocabulary import UNKNOWN, build_tokenizer, unknown_words
 
 RECIPE = Recipe(
@@ -25,8 +34,6 @@ RECIPE = Recipe(
     answer_steps=4,
     warmup=2,
     easy_vqa_images=1,
-    marks_from=3,
-    places_from=2,
 )
 
 
@@ -118,6 +125,36 @@ def test_batches_follow_from_the_step(tmp_path):
     assert (one.kinds[0] >= 0).all()
 
 
+def test_digits_after_the_first_have_words_of_their_own():
+    scene = next(s for i in range(20) if (s := make_scene("train", 3, i)).texts)
+    kinds, hues, marks = dense([scene])
+    assert kinds.shape == hues.shape == marks.shape == (1, 196)
+    digits = scene.texts[0].digits
+    for place, (mark, digit) in enumerate(zip(("first", "second", "third"), digits, strict=True)):
+        found = {KIND_WORDS[kind] for kind in kinds[marks == MARKS.index(mark)]}
+        assert found == {digit if place == 0 else f"##{digit}"}
+
+
+def test_patch_logits_are_the_nearness_of_words(model):
+    """A patch that is projected on a word's embedding is read as that word."""
+    heads = PatchHeads(model.config.text_config.hidden_size)
+    words = torch.nn.functional.normalize(torch.randn(model.config.text_config.vocab_size, 192))
+    order = torch.randperm(len(KIND_WORDS))
+    projected = words[heads.kind_ids][order][None]
+    kinds, hues, marks = heads(projected, words)
+    assert torch.equal(kinds.argmax(-1)[0], order)
+    assert hues.shape == (1, len(KIND_WORDS), len(HUES))
+    assert marks.shape == (1, len(KIND_WORDS), len(MARKS))
+    assert heads(words[heads.color_ids][None], words)[1].argmax(-1).tolist()[0] == list(range(10))
+
+
+def test_position_embeddings_start_from_sinusoids(model):
+    table = model.model.vision_tower.embeddings.position_embedding.weight
+    wanted = sinusoids(14, 128)
+    alike = torch.nn.functional.cosine_similarity(table[1:], wanted)
+    assert alike.min() > 0.9
+
+
 def weights(folder):
     from safetensors.torch import load_file
 
@@ -136,15 +173,18 @@ def run(folder, patches, answers):
 
 
 def test_a_killed_run_resumes_exactly(tmp_path, monkeypatch):
-    monkeypatch.setattr(Trainer, "validate", lambda self: {})
+    for name in ("see", "answer"):
+        monkeypatch.setattr(Trainer, name, lambda self: {})
     run(tmp_path / "whole", 4, 4)
-    run(tmp_path / "parts", 2, 0)
-    run(tmp_path / "parts", 4, 2)
-    run(tmp_path / "parts", 4, 4)
-    whole, parts = weights(tmp_path / "whole"), weights(tmp_path / "parts")
-    assert whole.keys() == parts.keys()
-    for name in whole.keys() - {"progress"}:
-        assert torch.equal(whole[name], parts[name]), name
+    whole = weights(tmp_path / "whole")
+    # Killed in the middle of each stage, and between them.
+    for label, stops in (("middle", [(2, 0), (4, 2), (4, 4)]), ("between", [(4, 0), (4, 4)])):
+        for patches, answers in stops:
+            run(tmp_path / label, patches, answers)
+        parts = weights(tmp_path / label)
+        assert whole.keys() == parts.keys()
+        for name in whole.keys() - {"progress"}:
+            assert torch.equal(whole[name], parts[name]), (label, name)
 
 
 def test_another_recipe_in_the_same_folder_is_refused(tmp_path):
