@@ -539,6 +539,28 @@ SPECIMENS = {
             whole=False,
         ),
         Specimen(
+            "pixtral",
+            builder(
+                "LlavaForConditionalGeneration",
+                "LlavaConfig",
+                vision_config=lambda: tf.PixtralVisionConfig(
+                    hidden_size=32,
+                    intermediate_size=64,
+                    num_hidden_layers=2,
+                    num_attention_heads=4,
+                    image_size=64,
+                    patch_size=16,
+                ),
+                text_config=lambda: tf.MistralConfig(**TEXT, head_dim=8, sliding_window=None),
+                image_token_index=IMAGE,
+                vision_feature_layer=-1,
+                vision_feature_select_strategy="full",
+            ),
+            pixtral_image,
+            prompt=pixtral_prompt,
+            whole=False,
+        ),
+        Specimen(
             "aya_vision",
             builder(
                 "AyaVisionForConditionalGeneration",
