@@ -296,17 +296,13 @@ def print_costs(cost: Saving) -> None:
     )
 
 
-def load_model(name: str, device: str, dtype: str) -> tuple[Any, Any]:
-    """A supported model with its processor, checked before its weights are read.
+def place_and_kind(device: str, dtype: str) -> tuple[torch.device, torch.dtype]:
+    """A device that works here, and a floating-point type.
 
     Raises:
-        ValueError: it cannot be loaded.
-        UnsupportedModelError: its family is not supported.
+        ValueError: it does not, or it is none.
     """
     import torch
-    from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
-
-    from gprune.hf.families import family_of_architecture
 
     kind = getattr(torch, dtype, None)
     if not isinstance(kind, torch.dtype) or not kind.is_floating_point:
@@ -317,6 +313,21 @@ def load_model(name: str, device: str, dtype: str) -> tuple[Any, Any]:
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"device={device!r} cannot be used here: {reason}") from None
+    return place, kind
+
+
+def load_model(name: str, device: str, dtype: str) -> tuple[Any, Any]:
+    """A supported model with its processor, checked before its weights are read.
+
+    Raises:
+        ValueError: it cannot be loaded.
+        UnsupportedModelError: its family is not supported.
+    """
+    from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
+
+    from gprune.hf.families import family_of_architecture
+
+    place, kind = place_and_kind(device, dtype)
     try:
         config = AutoConfig.from_pretrained(name)
         family_of_architecture(*(config.architectures or [type(config).__name__]))
@@ -523,6 +534,63 @@ def evaluate(
         out_console.print(f"report {out / 'report.html'}", markup=False, highlight=False)
     if results["failures"]:
         fail("; ".join(f"{label}: {reason}" for label, reason in results["failures"].items()))
+
+
+@app.command()
+def bench(
+    method: MethodOption = "gprune",
+    sizes: Annotated[str, typer.Option(help="Numbers of tokens to select from.")] = "576,2304",
+    width: Annotated[int, typer.Option(min=1, help="Width of their features.")] = 4096,
+    repeats: Annotated[int, typer.Option(min=1, help="Counted runs of each.")] = 3,
+    device: Annotated[str, typer.Option(help="Such as cpu, cuda or cuda:1.")] = "cpu",
+    dtype: Annotated[str, typer.Option(help="Of the language model.")] = "float32",
+    as_json: JsonOption = False,
+) -> None:
+    """Time selection and prefill on this machine, with and without pruning, side by side.
+
+    Selection: every method beside one product of the features with themselves, and G-Prune's
+    matrix-power form. Prefill: a language model with random weights, 576 visual and 64 text tokens.
+
+    Example: gprune bench --method graph_cover --json
+    """
+    with clear_errors():
+        from gprune.evaluation.bench import machine, prefill_rows, selection_times
+
+        name = gprune.make(method, keep=1.0).name
+        place, kind = place_and_kind(device, dtype)
+        quiet_transformers()
+        try:
+            numbers = [int(size) for size in sizes.split(",")]
+        except ValueError:
+            raise ValueError(f"sizes={sizes!r} must be whole numbers with commas between") from None
+        with error_console.status("timing selection"):
+            selection = [selection_times(n, width, repeats=repeats, device=place) for n in numbers]
+        with error_console.status("timing prefill"):
+            prefill = prefill_rows(method=name, repeats=repeats, device=place, dtype=kind)
+    if as_json:
+        print_json(
+            {
+                "machine": machine(place),
+                "method": name,
+                "selection": selection,
+                "prefill": prefill,
+            }
+        )
+        return
+    out_console.print(machine(place))
+    table = Table("selection, ms", *(f"{row['n']} tokens" for row in selection))
+    for label in selection[0]["milliseconds"]:
+        table.add_row(label, *(f"{row['milliseconds'][label]:.1f}" for row in selection))
+    out_console.print(table)
+    table = Table(
+        "keep", "prefill, ms", f"with {name}, ms", "selection, ms", "faster", "multiply-adds"
+    )
+    for row in prefill:
+        table.add_row(
+            *(str(row["keep"]), f"{row['full_ms']:.0f}", f"{row['pruned_ms']:.0f}"),
+            *(f"{row['method_ms']:.0f}", f"{row['speedup']:.2f}x", f"{row['ideal']:.2f}x fewer"),
+        )
+    out_console.print(table)
 
 
 @app.command()

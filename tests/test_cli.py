@@ -276,6 +276,28 @@ def test_methods():
     assert "uniform_grid" in call("methods").stdout
 
 
+def test_bench(monkeypatch):
+    """On a smaller model: what is timed, not how long it takes."""
+    from gprune.evaluation import bench
+
+    monkeypatch.setattr(
+        bench, "SHAPE", {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 1}
+    )
+    options = ["--sizes", "64", "--width", 32, "--repeats", 1]
+    result = as_json("bench", *options, "--method", "uniform_grid")
+    assert set(gprune.methods()) < set(result["selection"][0]["milliseconds"])
+    assert result["method"] == "uniform_grid"
+    assert [row["keep"] for row in result["prefill"]] == [1.0, 0.5, 0.36, 0.25, 0.1]
+    assert result["prefill"][0]["ideal"] == 1
+    ideals = [row["ideal"] for row in result["prefill"]]
+    assert ideals == sorted(ideals)
+    assert all(row["speedup"] > 0 for row in result["prefill"])
+    assert "matrix_power" in call("bench", *options).stdout
+    bad = call("bench", "--sizes", "many")
+    assert bad.exit_code == 2
+    assert "sizes='many'" in bad.stderr
+
+
 def test_doctor():
     checks = {row["name"]: row for row in as_json("doctor")["checks"]}
     assert checks["transformers"]["good"]
@@ -309,7 +331,7 @@ def test_the_documented_table_is_the_registry():
 
 
 @pytest.mark.parametrize(
-    "command", ["demo", "run", "eval", "doctor", "methods", "families", "flops"]
+    "command", ["demo", "run", "eval", "bench", "doctor", "methods", "families", "flops"]
 )
 def test_help_has_an_example(command):
     result = call(command, "--help")
