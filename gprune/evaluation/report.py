@@ -15,10 +15,13 @@ STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 72rem; padding: 0 1rem;
        color: #1c2430; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 13px; }
-th, td { padding: .3rem .6rem; text-align: right; border-bottom: 1px solid #dde3ea; }
+th, td { padding: .3rem .6rem; text-align: right; border-bottom: 1px solid #dde3ea;
+         white-space: nowrap; }
 th:first-child, td:first-child { text-align: left; }
 tr.full { font-weight: 600; background: #f2f5f9; }
-figure { display: inline-block; margin: .5rem; font-size: 13px; max-width: 15rem; }
+figure { display: inline-block; vertical-align: top; margin: .5rem; font-size: 13px;
+         width: 14rem; }
+svg { max-width: 100%; height: auto; }
 .scroll { overflow-x: auto; }
 .note { color: #5a6675; font-size: 13px; }
 """
