@@ -19,10 +19,9 @@ from rich.progress import track
 from gprune import make, methods
 from gprune.cli import parse_keep, quiet_transformers
 from gprune.evaluation.metrics import Record, Tally, mean_tally
+from gprune.evaluation.runner import RANDOM_SEEDS
 from gprune.tinyvlm import load
 from gprune.tinyvlm.accuracy import TYPES, Sample, held_out, score
-
-RANDOM_SEEDS = 3
 
 
 def tally(samples: Sequence[Sample], outcomes: Sequence[Sequence[bool]]) -> Tally:
@@ -72,13 +71,18 @@ def main(
     runs = [(name, keep) for keep in keeps.split(",") for name in names.split(",")]
     # The bar goes to the terminal, the table to whoever reads the output.
     for name, keep in track(runs, "methods and budgets", console=Console(stderr=True)):
-        seeds = [{"seed": seed} for seed in range(RANDOM_SEEDS)] if name == "random" else [{}]
+        seeds = [{"seed": seed} for seed in RANDOM_SEEDS] if name == "random" else [{}]
         found = [
             tally(samples, score(model, samples, make(name, keep=parse_keep(keep), **options)))
             for options in seeds
         ]
         rows.append({"method": name, "keep": parse_keep(keep), **summary(mean_tally(found))})
-    record = {"scenes": scenes, "easy_vqa": easy_vqa, "random_seeds": RANDOM_SEEDS, "rows": rows}
+    record = {
+        "scenes": scenes,
+        "easy_vqa": easy_vqa,
+        "random_seeds": len(RANDOM_SEEDS),
+        "rows": rows,
+    }
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps(record, indent=2) + "\n")
     print_tables(rows)

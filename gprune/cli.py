@@ -18,7 +18,7 @@ from rich.table import Table
 
 import gprune
 from gprune import GPrune, Pruner, ScorePruner, VisualTokens
-from gprune.prompts import open_image, prompt_for
+from gprune.prompts import open_image, prepare
 
 # Heavy imports (transformers, matplotlib) wait until a command needs them: help stays quick.
 if TYPE_CHECKING:
@@ -132,9 +132,7 @@ def answer(
     """Asks one question with pruning and, to ``compare``, without."""
     from gprune.evaluation import LanguageModelShape, saving
 
-    prompt = prompt_for(processor, text, len(images))
-    inputs = processor(images=images, text=[prompt], return_tensors="pt")
-    inputs = inputs.to(model.device, dtype=model.dtype)
+    inputs = prepare(model, processor, [(images, text)])
     full = generate(model, processor, inputs, max_new_tokens) if compare else None
     with pruner(model) as pruned:
         short = generate(model, processor, inputs, max_new_tokens)
@@ -514,7 +512,7 @@ def evaluate(
                 bar = progress.add_task(run.label, total=len(examples))
                 evaluation.perform(run, lambda count, bar=bar: progress.advance(bar, count))  # type: ignore[misc]
         results = evaluation.results(runs)
-    finished = [run for run in runs if len(evaluation.lines(run)) == len(examples)]
+    finished = list(evaluation.finished(runs))
     (out / "results.json").write_text(json.dumps(results, indent=2) + "\n")
     (out / "report.html").write_text(page(results, cases(evaluation, finished)))
     if as_json:
@@ -602,21 +600,24 @@ def doctor(as_json: JsonOption = False) -> None:
     from importlib import metadata, util
 
     import torch
-    from packaging.version import Version
 
-    from gprune.hf.versions import BEYOND, FIRST
+    from gprune.hf.versions import BEYOND, FIRST, is_tested
 
     def installed(name: str) -> str | None:
         return metadata.version(name) if util.find_spec(name.replace("-", "_")) else None
 
     transformers = metadata.version("transformers")
-    tested = Version(FIRST) <= Version(transformers) < Version(BEYOND)
     available = torch.accelerator.is_available()
     rows = [
         ("python", sys.version.split()[0], True, ""),
         ("gprune", gprune.__version__, True, ""),
         ("torch", torch.__version__, True, ""),
-        ("transformers", transformers, tested, f"pip install 'transformers>={FIRST},<{BEYOND}'"),
+        (
+            "transformers",
+            transformers,
+            is_tested(transformers),
+            f"pip install 'transformers>={FIRST},<{BEYOND}'",
+        ),
         (
             "accelerator",
             str(torch.accelerator.current_accelerator()) if available else None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,3 +31,13 @@ def prompt_for(processor: Any, text: str, images: int) -> str:
         turn = [{"role": "user", "content": content}]
         return str(processor.apply_chat_template(turn, add_generation_prompt=True))
     return str(processor.image_token) * images + text
+
+
+def prepare(model: Any, processor: Any, asked: Sequence[tuple[list[Image.Image], str]]) -> Any:
+    """What ``model`` is called with to answer questions, each with its pictures, in one batch."""
+    return processor(
+        images=[image for images, _ in asked for image in images],
+        text=[prompt_for(processor, text, len(images)) for images, text in asked],
+        padding=len(asked) > 1,  # one prompt needs no padding token
+        return_tensors="pt",
+    ).to(model.device, dtype=model.dtype)

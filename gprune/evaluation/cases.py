@@ -10,7 +10,7 @@ from PIL import Image
 from gprune import viz
 from gprune.evaluation.runner import Evaluation, Run
 from gprune.evaluation.tasks import Example
-from gprune.prompts import prompt_for
+from gprune.prompts import prepare
 
 
 def cases(evaluation: Evaluation, runs: list[Run], each: int = 3) -> list[tuple[str, Image.Image]]:
@@ -48,11 +48,7 @@ def cases(evaluation: Evaluation, runs: list[Run], each: int = 3) -> list[tuple[
 def kept_picture(model: Any, processor: Any, run: Run, example: Example) -> Image.Image:
     """An example's first picture with the pruned patches of its last group dimmed."""
     images = example.load()
-    inputs = processor(
-        images=images,
-        text=[prompt_for(processor, example.question, len(images))],
-        return_tensors="pt",
-    ).to(model.device, dtype=model.dtype)
+    inputs = prepare(model, processor, [(images, example.question)])
     pruner = run.pruner()
     assert pruner is not None  # the unpruned run keeps everything
     with pruner(model) as pruned:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -26,7 +27,7 @@ from gprune.evaluation.metrics import (
 )
 from gprune.evaluation.tasks import Example
 from gprune.evaluation.timing import synchronize
-from gprune.prompts import prompt_for
+from gprune.prompts import prepare
 from gprune.pruners import Pruner, make
 
 # Random selection is averaged over these seeds.
@@ -155,17 +156,8 @@ class Evaluation:
 
     @torch.inference_mode()
     def _answer(self, run: Run, part: Sequence[Example]) -> Iterator[dict[str, Any]]:
-        pictures = [example.load() for example in part]
-        prompts = [
-            prompt_for(self.processor, example.question, len(images))
-            for example, images in zip(part, pictures, strict=True)
-        ]
-        inputs = self.processor(
-            images=[image for images in pictures for image in images],
-            text=prompts,
-            padding=True,
-            return_tensors="pt",
-        ).to(self.model.device, dtype=self.model.dtype)
+        asked = [(example.load(), example.question) for example in part]
+        inputs = prepare(self.model, self.processor, asked)
         pruner = run.pruner()
         with nullcontext() if pruner is None else pruner(self.model) as pruned:
             synchronize(self.model.device)
@@ -195,17 +187,18 @@ class Evaluation:
                 "ms": 1000 * seconds / len(part),
             }
 
+    def finished(self, runs: Sequence[Run]) -> dict[Run, list[dict[str, Any]]]:
+        """The lines of those runs that have answered everything."""
+        lines = {run: self.lines(run) for run in runs}
+        return {run: done for run, done in lines.items() if len(done) == len(self.examples)}
+
     def results(self, runs: Sequence[Run]) -> dict[str, Any]:
         """Accuracy, uncertainty and cost of every method and budget, as stored in results.json.
 
         Raises:
             ValueError: the unpruned run, which all others are compared with, is not finished.
         """
-        finished = {}
-        for run in runs:
-            lines = self.lines(run)
-            if len(lines) == len(self.examples):
-                finished[run] = lines
+        finished = self.finished(runs)
         full = next((run for run in finished if run.method == "full"), None)
         if full is None:
             reason = self.failures.get("full", "it is not finished")
@@ -236,10 +229,10 @@ class Evaluation:
                     "interval": tally.interval,
                     "types": dict(zip(kinds, tally.accuracy.tolist(), strict=True)),
                     "retained": 100 * tally.macro / base.macro if base.macro else None,
-                    "loyalty": mean([loyalty(records[full], records[run]) for run in members]),
+                    "loyalty": fmean([loyalty(records[full], records[run]) for run in members]),
                     "overall_performance": overall_performance(base, tally),
                     "minus_random": versus,
-                    "ms_an_example": mean([line["ms"] for line in lines]),
+                    "ms_an_example": fmean([line["ms"] for line in lines]),
                     **self._cost(lines, keep),
                 }
             )
@@ -253,14 +246,14 @@ class Evaluation:
         }
 
     def _cost(self, lines: Sequence[dict[str, Any]], keep: float | int) -> dict[str, Any]:
-        visual = round(mean([line["visual_tokens"] for line in lines]))
+        visual = round(fmean([line["visual_tokens"] for line in lines]))
         cost = saving(
             LanguageModelShape.from_config(self.model.config),
             max(visual, 1),
-            round(mean([line["text_tokens"] for line in lines])),
+            round(fmean([line["text_tokens"] for line in lines])),
             keep,
             bytes_per_value=self.model.dtype.itemsize,
-            kept_tokens=round(mean([line["kept_tokens"] for line in lines])),
+            kept_tokens=round(fmean([line["kept_tokens"] for line in lines])),
         )
         values = asdict(cost)
         del values["keep"]
@@ -270,7 +263,3 @@ class Evaluation:
 def record_of(line: dict[str, Any]) -> Record:
     """What the metrics need of a stored line."""
     return Record(**{name: line[name] for name in ("id", "picture", "kind", "prediction", "right")})
-
-
-def mean(values: Sequence[float]) -> float:
-    return float(sum(values) / len(values)) if values else 0.0

@@ -324,7 +324,7 @@ class QwenVL(Family):
     ) -> list[tuple[int, int, int] | None]:
         places = positions[-2:].expand(2, *placeholder.shape)[:, placeholder].cpu()  # [2, total]
         found: list[tuple[int, int, int] | None] = []
-        for rows, columns in (part for part in torch.split(places, list(lengths), 1)):
+        for rows, columns in torch.split(places, list(lengths), 1):
             wide = leading_run(columns)
             high = leading_run(rows[::wide])
             found.append((len(rows) // (high * wide), high, wide))

@@ -14,6 +14,11 @@ FIRST, BEYOND = "5.19.0", "5.24.0"
 OVERRIDE = "GPRUNE_UNTESTED_TRANSFORMERS"
 
 
+def is_tested(version: str) -> bool:
+    """Whether a version of transformers is in the tested range."""
+    return Version(FIRST) <= Version(version) < Version(BEYOND)
+
+
 def require_tested_transformers() -> None:
     """Refuses a transformers outside the tested range, whose internals may differ in silence.
 
@@ -22,7 +27,7 @@ def require_tested_transformers() -> None:
             environment variable GPRUNE_UNTESTED_TRANSFORMERS is not 1.
     """
     installed = metadata.version("transformers")
-    if Version(FIRST) <= Version(installed) < Version(BEYOND) or os.environ.get(OVERRIDE) == "1":
+    if is_tested(installed) or os.environ.get(OVERRIDE) == "1":
         return
     raise UnsupportedVersionError(
         f"transformers {installed} has not been tested: pip install "

@@ -165,6 +165,13 @@ class ScorePruner(Pruner):
         return highest(self.score(tokens), k)
 
 
+class MergingPruner(Pruner):
+    """A method whose kept tokens can be means; what it implements is `partition`."""
+
+    def choose(self, tokens: VisualTokens, k: int) -> Tensor:
+        return self.partition(tokens, k)[0]
+
+
 def highest(scores: Tensor, k: int) -> Tensor:
     """Indices of the ``k`` highest ``scores`` [n], ascending; ties go to the lowest index."""
     # `topk` leaves the order of ties to the device; a stable sort does not.

@@ -49,14 +49,20 @@ class UniformGridPruner(Pruner):
 
     def choose(self, tokens: VisualTokens, k: int) -> Tensor:
         rows, columns = tokens.grid or (1, len(tokens))
-        fitting = round(math.sqrt(k * rows / columns))
-        lines = min(max(fitting, math.ceil(k / columns)), rows, k)
+        cells = cells_a_line(rows, columns, k)
         indices = [
             row * columns + column
-            for line, row in enumerate(spread(lines, rows))
-            for column in spread((line + 1) * k // lines - line * k // lines, columns)
+            for row, count in zip(spread(len(cells), rows), cells, strict=True)
+            for column in spread(count, columns)
         ]
         return torch.tensor(indices, device=tokens.features.device)
+
+
+def cells_a_line(rows: int, columns: int, k: int) -> list[int]:
+    """How many of ``k`` cells of a raster stand in each line of them, roughly square cells."""
+    fitting = round(math.sqrt(k * rows / columns))
+    lines = min(max(fitting, math.ceil(k / columns)), rows, k)
+    return [(line + 1) * k // lines - line * k // lines for line in range(lines)]
 
 
 def spread(count: int, length: int) -> list[int]:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from gprune.graph import cosine_similarity
-from gprune.pruners.base import Pruner
+from gprune.pruners.base import MergingPruner
 from gprune.pruners.diversity import farthest_first
 from gprune.tokens import VisualTokens
 
@@ -20,7 +20,7 @@ ROUNDING = 1e-4
 
 
 @dataclass(frozen=True)
-class GraphCover(Pruner):
+class GraphCover(MergingPruner):
     """k centres of a graph whose edges carry both meaning and place. A method of this project.
 
     Every pair of tokens has the squared distance
@@ -69,9 +69,6 @@ class GraphCover(Pruner):
         length = points.square().sum(1)
         apart = (length[:, None] + length[None] - 2 * points @ points.mT).clamp(min=0)
         return distance + self.place * over_mean(apart, 1e-12).float()
-
-    def choose(self, tokens: VisualTokens, k: int) -> Tensor:
-        return self.partition(tokens, k)[0]
 
     def partition(self, tokens: VisualTokens, k: int) -> tuple[Tensor, Tensor | None]:
         distance = self.distance(tokens)

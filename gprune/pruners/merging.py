@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -10,16 +9,9 @@ import torch
 from torch import Tensor
 
 from gprune.graph import cosine_similarity
-from gprune.pruners.base import Pruner, highest, merged
-from gprune.pruners.baselines import spread
+from gprune.pruners.base import MergingPruner, highest, merged
+from gprune.pruners.baselines import cells_a_line, spread
 from gprune.tokens import VisualTokens
-
-
-class MergingPruner(Pruner):
-    """A method whose kept tokens are means; what it implements is `partition`."""
-
-    def choose(self, tokens: VisualTokens, k: int) -> Tensor:
-        return self.partition(tokens, k)[0]
 
 
 @dataclass(frozen=True)
@@ -37,13 +29,11 @@ class AveragePooling(MergingPruner):
 
     def partition(self, tokens: VisualTokens, k: int) -> tuple[Tensor, Tensor | None]:
         rows, columns = tokens.grid or (1, len(tokens))
-        fitting = round(math.sqrt(k * rows / columns))
-        bands = min(max(fitting, math.ceil(k / columns)), rows, k)
+        bands = cells_a_line(rows, columns, k)
         members = torch.empty(rows, columns, dtype=torch.int64)
         kept: list[int] = []
-        for band in range(bands):
-            top, bottom = band * rows // bands, (band + 1) * rows // bands
-            cells = (band + 1) * k // bands - band * k // bands
+        for band, cells in enumerate(bands):
+            top, bottom = band * rows // len(bands), (band + 1) * rows // len(bands)
             middle = (top + bottom) // 2
             for cell, column in enumerate(spread(cells, columns)):
                 left, right = cell * columns // cells, (cell + 1) * columns // cells

@@ -260,17 +260,13 @@ class Trainer:
     def optimizer(self, stage: str) -> torch.optim.Optimizer:
         """AdamW over what the stage trains, with the moments of a resumed run."""
         recipe = self.recipe
-        vision = {f"model.model.vision_tower.{n}" for n, _ in self.vision.named_parameters()}
-        language = self.model.model.language_model
-        idle = {f"model.model.language_model.{n}" for n, _ in language.named_parameters()} - {
-            "model.model.language_model.embed_tokens.weight"
-        }
         groups: dict[tuple[float, float], list[nn.Parameter]] = {}
         for name, parameter in self.modules.named_parameters():
-            in_vision = name in vision
-            if stage == "patches" and name in idle:
-                continue
+            in_vision = name.startswith("model.model.vision_tower.")
+            in_language = name.startswith("model.model.language_model.")
             if stage == "patches":
+                if in_language and not name.endswith("embed_tokens.weight"):
+                    continue
                 rate = recipe.patch_rate
             else:
                 rate = recipe.vision_rate if in_vision else recipe.answer_rate
@@ -296,10 +292,6 @@ class Trainer:
                     optimizer.state[parameter] = moments
         self.saved_optimizer = {}
         return optimizer
-
-    @property
-    def vision(self) -> Any:
-        return self.model.model.vision_tower
 
     @property
     def words(self) -> Tensor:

@@ -10,6 +10,14 @@ from torch import Tensor
 
 from tests.hf.models import BOS, BREAK, IMAGE, PAD, Image, Noise, Specimen
 
+STEPS = 4
+GREEDY = {
+    "max_new_tokens": STEPS,
+    "do_sample": False,
+    "return_dict_in_generate": True,
+    "output_logits": True,
+}
+
 
 def noise(seed: int, dtype: torch.dtype = torch.float32) -> Noise:
     """A source of random tensors."""

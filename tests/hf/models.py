@@ -96,26 +96,21 @@ def prefix(ids: Tensor, videos: Tensor) -> Tensor:
     return torch.zeros_like(ids)
 
 
-def _clip(**options: Any) -> tf.CLIPVisionConfig:
-    return tf.CLIPVisionConfig(
-        **{
-            "hidden_size": 32,
-            "intermediate_size": 64,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 4,
-            "image_size": 8 * SIDE,
-            "patch_size": 8,
-            **options,
-        }
-    )
+SMALL = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+}
+
+
+def _clip() -> tf.CLIPVisionConfig:
+    return tf.CLIPVisionConfig(**SMALL, image_size=8 * SIDE, patch_size=8)
 
 
 def _siglip(image_size: int, patch_size: int = 8) -> tf.SiglipVisionConfig:
     return tf.SiglipVisionConfig(
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
+        **SMALL,
         image_size=image_size,
         patch_size=patch_size,
         vision_use_head=False,
@@ -134,6 +129,10 @@ TEXT = {
     "bos_token_id": BOS,
     "eos_token_id": 2,
 }
+
+
+def _llama() -> tf.LlamaConfig:
+    return tf.LlamaConfig(**TEXT)
 
 
 def _finish(model: Any, dtype: torch.dtype) -> Any:
@@ -266,10 +265,33 @@ def gemma4_image(noise: Noise, index: int) -> Image:
     return {"pixel_values": pixels, "image_position_ids": places.flip(-1)}  # (x, y)
 
 
+def _idefics(name: str, prefix: str) -> Specimen:
+    """Idefics3 and SmolVLM, which are built alike."""
+    return Specimen(
+        name,
+        builder(
+            f"{prefix}ForConditionalGeneration",
+            f"{prefix}Config",
+            vision_config=lambda: getattr(tf, f"{prefix}VisionConfig")(
+                **SMALL, image_size=16 * SIDE, patch_size=8
+            ),
+            text_config=_llama,
+            image_token_id=IMAGE,
+            scale_factor=2,
+        ),
+        several_tiles,
+        prompt=tile_prompt,
+        collate=padded_tiles,
+        tiles=lambda image: image["pixel_values"].shape[1],
+        shared=False,
+    )
+
+
 PINPOINTS = [[8 * SIDE, 16 * SIDE], [16 * SIDE, 8 * SIDE], [16 * SIDE, 16 * SIDE]]
 # Head dimension 8: half of it is dealt out to time, rows and columns.
 MROPE = {"rope_type": "default", "rope_theta": 100.0, "mrope_section": [2, 1, 1]}
 qwen_image, qwen_video = patches(4)
+MERGED = {"hidden_size": 32, "out_hidden_size": 32, "intermediate_size": 64, "num_heads": 4}
 QWEN_VISION = {"patch_size": 4, "spatial_merge_size": 2, "temporal_patch_size": 2}
 
 SPECIMENS = {
@@ -281,7 +303,7 @@ SPECIMENS = {
                 "LlavaForConditionalGeneration",
                 "LlavaConfig",
                 vision_config=_clip,
-                text_config=lambda: tf.LlamaConfig(**TEXT),
+                text_config=_llama,
                 image_token_id=IMAGE,
                 vision_feature_layer=-1,
                 image_seq_length=SIDE * SIDE,
@@ -294,7 +316,7 @@ SPECIMENS = {
                 "LlavaNextForConditionalGeneration",
                 "LlavaNextConfig",
                 vision_config=_clip,
-                text_config=lambda: tf.LlamaConfig(**TEXT),
+                text_config=_llama,
                 image_token_id=IMAGE,
                 vision_feature_layer=-1,
                 image_grid_pinpoints=PINPOINTS,
@@ -309,7 +331,7 @@ SPECIMENS = {
                 "LlavaOnevisionForConditionalGeneration",
                 "LlavaOnevisionConfig",
                 vision_config=_clip,
-                text_config=lambda: tf.LlamaConfig(**TEXT),
+                text_config=_llama,
                 image_token_index=IMAGE,
                 video_token_index=VIDEO,
                 vision_feature_layer=-1,
@@ -344,10 +366,7 @@ SPECIMENS = {
                 vision_config=QWEN_VISION
                 | {
                     "depth": 2,
-                    "hidden_size": 32,
-                    "out_hidden_size": 32,
-                    "intermediate_size": 64,
-                    "num_heads": 4,
+                    **MERGED,
                     "window_size": 16,
                     "fullatt_block_indexes": [1],
                 },
@@ -367,10 +386,7 @@ SPECIMENS = {
                 vision_config=QWEN_VISION
                 | {
                     "depth": 3,
-                    "hidden_size": 32,
-                    "out_hidden_size": 32,
-                    "intermediate_size": 64,
-                    "num_heads": 4,
+                    **MERGED,
                     "num_position_embeddings": 64,
                     "deepstack_visual_indexes": [0, 1],
                 },
@@ -389,14 +405,11 @@ SPECIMENS = {
                 "InternVLForConditionalGeneration",
                 "InternVLConfig",
                 vision_config=lambda: tf.InternVLVisionConfig(
-                    hidden_size=32,
-                    intermediate_size=64,
-                    num_hidden_layers=2,
-                    num_attention_heads=4,
+                    **SMALL,
                     image_size=[16 * SIDE, 16 * SIDE],  # merged two by two
                     patch_size=[8, 8],
                 ),
-                text_config=lambda: tf.LlamaConfig(**TEXT),
+                text_config=_llama,
                 image_token_id=IMAGE,
                 image_seq_length=SIDE * SIDE,
             ),
@@ -409,7 +422,7 @@ SPECIMENS = {
                 "VipLlavaForConditionalGeneration",
                 "VipLlavaConfig",
                 vision_config=_clip,
-                text_config=lambda: tf.LlamaConfig(**TEXT),
+                text_config=_llama,
                 image_token_index=IMAGE,
                 image_seq_length=SIDE * SIDE,
                 vision_feature_layers=[-1, 1],
@@ -423,7 +436,7 @@ SPECIMENS = {
                 "LlavaNextVideoForConditionalGeneration",
                 "LlavaNextVideoConfig",
                 vision_config=_clip,
-                text_config=lambda: tf.LlamaConfig(**TEXT),
+                text_config=_llama,
                 image_token_index=IMAGE,
                 video_token_index=VIDEO,
                 vision_feature_layer=-1,
@@ -433,52 +446,8 @@ SPECIMENS = {
             video=square_frames,
             groups=2,
         ),
-        Specimen(
-            "idefics3",
-            builder(
-                "Idefics3ForConditionalGeneration",
-                "Idefics3Config",
-                vision_config=lambda: tf.Idefics3VisionConfig(
-                    hidden_size=32,
-                    intermediate_size=64,
-                    num_hidden_layers=2,
-                    num_attention_heads=4,
-                    image_size=16 * SIDE,
-                    patch_size=8,
-                ),
-                text_config=lambda: tf.LlamaConfig(**TEXT),
-                image_token_id=IMAGE,
-                scale_factor=2,
-            ),
-            several_tiles,
-            prompt=tile_prompt,
-            collate=padded_tiles,
-            tiles=lambda image: image["pixel_values"].shape[1],
-            shared=False,
-        ),
-        Specimen(
-            "smolvlm",
-            builder(
-                "SmolVLMForConditionalGeneration",
-                "SmolVLMConfig",
-                vision_config=lambda: tf.SmolVLMVisionConfig(
-                    hidden_size=32,
-                    intermediate_size=64,
-                    num_hidden_layers=2,
-                    num_attention_heads=4,
-                    image_size=16 * SIDE,
-                    patch_size=8,
-                ),
-                text_config=lambda: tf.LlamaConfig(**TEXT),
-                image_token_id=IMAGE,
-                scale_factor=2,
-            ),
-            several_tiles,
-            prompt=tile_prompt,
-            collate=padded_tiles,
-            tiles=lambda image: image["pixel_values"].shape[1],
-            shared=False,
-        ),
+        _idefics("idefics3", "Idefics3"),
+        _idefics("smolvlm", "SmolVLM"),
         Specimen(
             "paligemma",
             builder(
@@ -523,10 +492,7 @@ SPECIMENS = {
                 "Mistral3ForConditionalGeneration",
                 "Mistral3Config",
                 vision_config=lambda: tf.PixtralVisionConfig(
-                    hidden_size=32,
-                    intermediate_size=64,
-                    num_hidden_layers=2,
-                    num_attention_heads=4,
+                    **SMALL,
                     image_size=64,
                     patch_size=8,
                 ),
@@ -544,10 +510,7 @@ SPECIMENS = {
                 "LlavaForConditionalGeneration",
                 "LlavaConfig",
                 vision_config=lambda: tf.PixtralVisionConfig(
-                    hidden_size=32,
-                    intermediate_size=64,
-                    num_hidden_layers=2,
-                    num_attention_heads=4,
+                    **SMALL,
                     image_size=64,
                     patch_size=16,
                 ),
@@ -595,10 +558,7 @@ SPECIMENS = {
                 vision_config=QWEN_VISION
                 | {
                     "depth": 2,
-                    "hidden_size": 32,
-                    "out_hidden_size": 32,
-                    "intermediate_size": 64,
-                    "num_heads": 4,
+                    **MERGED,
                     "image_size": 32,
                 },
                 text_config=TEXT | {"rope_parameters": MROPE | {"partial_rotary_factor": 1.0}},
@@ -627,10 +587,7 @@ EXPERIMENTAL = {
                 vision_config=QWEN_VISION
                 | {
                     "depth": 3,
-                    "hidden_size": 32,
-                    "out_hidden_size": 32,
-                    "intermediate_size": 64,
-                    "num_heads": 4,
+                    **MERGED,
                     "num_position_embeddings": 64,
                     "deepstack_visual_indexes": [0, 1],
                 },
@@ -656,10 +613,7 @@ EXPERIMENTAL = {
                 vision_config=QWEN_VISION
                 | {
                     "depth": 2,
-                    "hidden_size": 32,
-                    "out_hidden_size": 32,
-                    "intermediate_size": 64,
-                    "num_heads": 4,
+                    **MERGED,
                     "num_position_embeddings": 64,
                 },
                 text_config=TEXT
@@ -684,10 +638,7 @@ EXPERIMENTAL = {
                 "Lfm2VlForConditionalGeneration",
                 "Lfm2VlConfig",
                 vision_config=lambda: tf.Siglip2VisionConfig(
-                    hidden_size=32,
-                    intermediate_size=64,
-                    num_hidden_layers=2,
-                    num_attention_heads=4,
+                    **SMALL,
                     patch_size=8,
                     num_patches=16,
                     vision_use_head=False,
@@ -709,10 +660,7 @@ EXPERIMENTAL = {
                 "Gemma4ForConditionalGeneration",
                 "Gemma4Config",
                 vision_config=lambda: tf.Gemma4VisionConfig(
-                    hidden_size=32,
-                    intermediate_size=64,
-                    num_hidden_layers=2,
-                    num_attention_heads=4,
+                    **SMALL,
                     num_key_value_heads=4,
                     head_dim=8,
                     patch_size=4,

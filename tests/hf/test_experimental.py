@@ -6,16 +6,8 @@ import pytest
 import torch
 
 from gprune import GPrune
-from tests.hf.batches import make_batch, masked_greedy, shortened_greedy
+from tests.hf.batches import GREEDY, STEPS, make_batch, masked_greedy, shortened_greedy
 from tests.hf.models import EXPERIMENTAL
-
-STEPS = 4
-GREEDY = {
-    "max_new_tokens": STEPS,
-    "do_sample": False,
-    "return_dict_in_generate": True,
-    "output_logits": True,
-}
 
 
 @pytest.mark.parametrize("name", EXPERIMENTAL)

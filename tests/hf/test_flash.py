@@ -9,16 +9,9 @@ from transformers import modeling_flash_attention_utils as flash
 
 from gprune import GPrune, UniformGridPruner
 from gprune.hf.hook import PrunedModel
-from tests.hf.batches import make_batch, masked_greedy
+from tests.hf.batches import GREEDY, STEPS, make_batch, masked_greedy
 from tests.hf.models import SPECIMENS
 
-STEPS = 4
-GREEDY = {
-    "max_new_tokens": STEPS,
-    "do_sample": False,
-    "return_dict_in_generate": True,
-    "output_logits": True,
-}
 # Families whose language model takes FlashAttention: those whose prompts see themselves both ways
 # do not.
 NAMES = ["llava", "llava_next", "qwen2_5_vl", "qwen3_vl", "idefics3", "mistral3", "aya_vision"]

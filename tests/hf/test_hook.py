@@ -23,6 +23,8 @@ from gprune.hf import versions
 from gprune.hf.cache import PrunedCache
 from gprune.hf.families import family_of
 from tests.hf.batches import (
+    GREEDY,
+    STEPS,
     Batch,
     add_video,
     feature_length,
@@ -37,13 +39,6 @@ from tests.hf.models import BREAK, IMAGE, SIDE, SPECIMENS
 FAMILIES = list(SPECIMENS)
 # One image; uneven images with a text-only row; several images a row.
 LAYOUTS = [[1], [3], [1, 2], [2, 0, 1]]
-STEPS = 4
-GREEDY = {
-    "max_new_tokens": STEPS,
-    "do_sample": False,
-    "return_dict_in_generate": True,
-    "output_logits": True,
-}
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
