@@ -23,6 +23,7 @@ from gprune.pruners import (
     make,
     methods,
 )
+from gprune.thumbnail import ThumbnailGuided
 from gprune.tokens import VisualTokens
 
 __version__ = "0.1.0"
@@ -38,6 +39,7 @@ __all__ = [
     "RandomPruner",
     "ScorePruner",
     "SimilarityGraph",
+    "ThumbnailGuided",
     "ToMe",
     "UniformGridPruner",
     "UnsupportedModelError",

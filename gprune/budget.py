@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from gprune.tokens import VisualTokens
 
 PARTS = 1_000_000
@@ -22,8 +25,34 @@ KINDS = ("image", "thumbnail", "canvas", "tile", "frame")
 
 Budget: TypeAlias = float | int
 # One budget for all groups, one for each kind of group, or a function that is given the groups of
-# an image (or video) and returns a budget for each.
+# an image (or video) and returns a budget (or `Shares`) for each.
 Keep: TypeAlias = Budget | Mapping[str, Budget] | Callable[[Sequence["VisualTokens"]], Any]
+
+
+@dataclass(frozen=True, eq=False)
+class Shares:
+    """A group's budget dealt out to parts of it, in each of which a pruner chooses by itself.
+
+    Attributes:
+        parts: rows of the group and the grid that they form (or None), for each part; every row of
+            the group is in one part.
+        counts: how many tokens of each part to keep, protected ones apart; 0 is allowed, but not
+            for all.
+
+    Raises:
+        ValueError: the two have different lengths, a count is negative, or all are 0.
+    """
+
+    parts: Sequence[tuple[Tensor, tuple[int, int] | None]]
+    counts: Sequence[int]
+
+    def __post_init__(self) -> None:
+        bad = len(self.parts) != len(self.counts) or min(self.counts, default=0) < 0
+        if bad or not sum(self.counts):
+            raise ValueError(
+                f"counts={list(self.counts)} must be one number >= 0 for each of the "
+                f"{len(self.parts)} parts, and one of them above 0"
+            )
 
 
 def check_keep(keep: float | int) -> float | int:
@@ -73,7 +102,7 @@ def check_rule(keep: Keep) -> Keep:
     return {kind: check_keep(budget) for kind, budget in keep.items()}
 
 
-def budgets(keep: Keep, groups: Sequence[VisualTokens]) -> list[Budget]:
+def budgets(keep: Keep, groups: Sequence[VisualTokens]) -> list[Budget | Shares]:
     """The budget of each group of one image.
 
     Raises:
@@ -86,7 +115,7 @@ def budgets(keep: Keep, groups: Sequence[VisualTokens]) -> list[Budget]:
             raise ValueError(
                 f"keep returned {len(given)} budgets for {len(groups)} groups; return one for each"
             )
-        return [check_keep(budget) for budget in given]
+        return [budget if isinstance(budget, Shares) else check_keep(budget) for budget in given]
     if not isinstance(keep, Mapping):
         return [keep] * len(groups)
     missing = sorted({group.kind for group in groups} - set(keep))
@@ -119,3 +148,41 @@ def kept_count(n: int, keep: float | int) -> int:
     keep = check_keep(keep)
     wanted = keep if isinstance(keep, int) else n * parts_per_million(keep) // PARTS
     return min(n, max(1, wanted))
+
+
+def apportion(total: int, weights: Sequence[int], sizes: Sequence[int]) -> list[int]:
+    """Deals ``total`` tokens out in proportion to ``weights``, at most ``sizes[i]`` to the i-th.
+
+    What a full part cannot take goes to the others by their weights; what is left over after
+    rounding down goes to the largest remainders, ties to the first. Integers throughout.
+
+    Raises:
+        ValueError: a part has a size but no weight, or the sizes do not hold ``total``.
+
+    >>> apportion(10, [1, 1, 2], [10, 10, 10]), apportion(10, [1, 1, 2], [10, 10, 3])
+    ([3, 2, 5], [4, 3, 3])
+    """
+    light = any(weight < min(size, 1) for weight, size in zip(weights, sizes, strict=True))
+    if light or not 0 <= total <= sum(sizes):
+        raise ValueError(
+            f"total={total} cannot be dealt out by weights={list(weights)} to sizes={list(sizes)}: "
+            "weights must be at least 1 and the sizes must hold the total"
+        )
+    counts = [0] * len(weights)
+    rest = list(range(len(weights)))
+    while True:
+        weight = sum(weights[part] for part in rest)
+        full = [part for part in rest if total * weights[part] > sizes[part] * weight]
+        if not full:
+            break
+        for part in full:
+            counts[part] = sizes[part]
+        total -= sum(sizes[part] for part in full)
+        rest = [part for part in rest if part not in full]
+    for part in rest:
+        counts[part] = total * weights[part] // weight
+    left = total - sum(counts[part] for part in rest)
+    order = sorted(rest, key=lambda part: -(total * weights[part] % weight))
+    for part in order[:left]:
+        counts[part] += 1
+    return counts

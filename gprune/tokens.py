@@ -88,8 +88,8 @@ class VisualTokens:
             if values is not None and values.is_floating_point():
                 require_finite(values, name)
 
-    def subset(self, rows: Tensor) -> VisualTokens:
-        """The tokens at ``rows`` [k] alone, without grid and without protection."""
+    def subset(self, rows: Tensor, grid: tuple[int, int] | None = None) -> VisualTokens:
+        """The tokens at ``rows`` [k] alone, of which ``grid`` may be the raster; not protected."""
 
         def pick(values: Tensor | None) -> Tensor | None:
             return None if values is None else values[rows]
@@ -97,6 +97,7 @@ class VisualTokens:
         positions = self.positions if self.grid is None else self.coordinates()
         return VisualTokens(
             self.features[rows],
+            grid=grid,
             positions=pick(positions),
             attention=pick(self.attention),
             text=self.text,

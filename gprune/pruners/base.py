@@ -5,13 +5,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor
 
-from gprune.budget import Budget, Keep, budgets, check_rule, kept_count
+from gprune.budget import Budget, Keep, Shares, budgets, check_rule, kept_count
 from gprune.tokens import VisualTokens
 
 if TYPE_CHECKING:
@@ -28,7 +28,8 @@ class Pruner(ABC):
         keep: retention ratio in (0, 1] as a float, or a count >= 1 as an int; applied to each
             group. ``keep=1.0`` keeps everything, ``keep=1`` one token a group. Or a budget for each
             kind of group, ``{"thumbnail": 1.0, "canvas": 0.25}``, or a function that is given the
-            groups of an image (`VisualTokens`) and returns a budget for each.
+            groups of an image (`VisualTokens`) and returns a budget for each; `ThumbnailGuided` is
+            such a function.
 
     Raises:
         TypeError, ValueError: ``keep`` is out of range (see `gprune.kept_count`).
@@ -87,7 +88,9 @@ class Pruner(ABC):
         given = budgets(self.keep, groups)
         return [self._reduce(*pair) for pair in zip(groups, given, strict=True)]
 
-    def _reduce(self, tokens: VisualTokens, keep: Budget) -> tuple[Tensor, Tensor | None]:
+    def _reduce(self, tokens: VisualTokens, keep: Budget | Shares) -> tuple[Tensor, Tensor | None]:
+        if isinstance(keep, Shares):
+            return self._reduce_parts(tokens, keep)
         if tokens.protected is None:
             return self.partition(tokens, kept_count(len(tokens), keep))
         candidates = (~tokens.protected).nonzero().squeeze(1)
@@ -105,6 +108,34 @@ class Pruner(ABC):
         whole = place.clone()
         whole[candidates] = torch.where(members < 0, -1, place[candidates[chosen]][members])
         return kept, whole
+
+    def _reduce_parts(self, tokens: VisualTokens, shares: Shares) -> tuple[Tensor, Tensor | None]:
+        """Each part by itself; a merging method merges within parts."""
+        # The row that each token goes into.
+        into = torch.full((len(tokens),), -1, device=tokens.features.device)
+        kept, merging = [], False
+        for (rows, grid), count in zip(shares.parts, shares.counts, strict=True):
+            part = tokens.subset(rows, grid)
+            if tokens.protected is not None:
+                part = replace(part, protected=tokens.protected[rows])
+            if count:
+                chosen, members = self._reduce(part, count)
+            elif part.protected is not None:
+                chosen, members = part.protected.nonzero().squeeze(1), None
+            else:
+                continue
+            kept.append(rows[chosen])
+            if members is None:
+                into[rows[chosen]] = rows[chosen]
+            else:
+                merging = True
+                into[rows] = torch.where(members < 0, -1, rows[chosen][members])
+        order = torch.cat(kept).sort().values
+        if not merging:
+            return order, None
+        place = torch.empty_like(into)
+        place[order] = torch.arange(len(order), device=order.device)
+        return order, torch.where(into < 0, -1, place[into])
 
     def partition(self, tokens: VisualTokens, k: int) -> tuple[Tensor, Tensor | None]:
         """The tokens to keep and, for a merging method, which of them each token goes into.

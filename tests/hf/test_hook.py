@@ -13,6 +13,7 @@ from gprune import (
     GPrune,
     GraphCover,
     RandomPruner,
+    ThumbnailGuided,
     ToMe,
     UniformGridPruner,
     VisualTokens,
@@ -385,6 +386,46 @@ def test_a_function_that_shares_a_budget_out():
     with UniformGridPruner(keep)(model) as pruned:
         forward(model, batch)
     assert [len(group.indices) for group in pruned.kept[0]] == [5, 5]
+
+
+@pytest.mark.parametrize("name", ["llava_next", "llava_onevision", "llava_next_video"])
+@pytest.mark.parametrize("method", [GPrune, ToMe])
+def test_tiles_share_a_budget_as_the_thumbnail_guides(name, method):
+    family = SPECIMENS[name]
+    model = family.build()
+    batch = make_batch(family, model, [2, 0, 1])
+    policy = ThumbnailGuided(0.3, temperature=0.02)
+    with method(policy)(model) as pruned:
+        output = model.generate(**batch.inputs, **GREEDY)
+        kept, kept_mask = [group for row in pruned.kept for group in row], pruned.kept_mask
+        uncached = model.generate(**batch.inputs, **GREEDY, use_cache=False)
+    assert torch.equal(output.sequences, uncached.sequences)
+    with torch.no_grad():
+        encoded = model.base_model.get_image_features(**batch.pixels, return_dict=True)
+    uneven = False
+    for image, features in enumerate(encoded.pooler_output):
+        thumbnail, canvas = kept[2 * image : 2 * image + 2]
+        assert len(thumbnail.indices) == kept_count(thumbnail.size, 0.3)
+        assert len(canvas.indices) == kept_count(canvas.size, 0.3)
+        divided = family_of(model).groups(model, "image", features, None)
+        groups = [VisualTokens(features[g.rows], g.grid, kind=g.kind) for g in divided]
+        shares = policy(groups)[1]
+        counts = [int(torch.isin(canvas.indices, rows).sum()) for rows, _ in shares.parts]
+        assert counts == list(shares.counts)
+        uneven |= len(set(counts)) > 1
+    assert uneven
+    if method is GPrune:  # what merging sends to the language model has a test of its own
+        tokens, logits = masked_greedy(model, batch, kept_mask, STEPS)
+        assert torch.equal(output.sequences[:, -STEPS:], tokens)
+        assert torch.stack(output.logits, 1).sub(logits).abs().max() <= 1e-5
+
+
+def test_thumbnail_guidance_without_a_thumbnail_is_refused():
+    family = SPECIMENS["llava"]
+    model = family.build()
+    batch = make_batch(family, model, [1])
+    with GPrune(ThumbnailGuided(0.3))(model), pytest.raises(ValueError, match="of kind image"):
+        forward(model, batch)
 
 
 def test_no_mask_no_cache_is_not_read_as_packed_sequences(family, model):
