@@ -36,6 +36,7 @@ from tests.hf.batches import (
     shortened_greedy,
 )
 from tests.hf.models import BREAK, IMAGE, SIDE, SPECIMENS
+from tests.hf.quantised import Int4Linear, Int8Linear, quantise
 
 FAMILIES = list(SPECIMENS)
 # One image; uneven images with a text-only row; several images a row.
@@ -561,14 +562,39 @@ def test_loss_sees_the_kept_positions_only(family, model):
     assert torch.allclose(output.loss, expected)
 
 
+@pytest.mark.parametrize("kind", [Int8Linear, Int4Linear])
+@pytest.mark.parametrize("name", ["llava", "qwen2_5_vl"])
+def test_quantised_weights(name, kind):
+    """8-bit and 4-bit linear layers on the CPU: the hook touches no weight."""
+    family = SPECIMENS[name]
+    exact = family.build()
+    model = quantise(family.build(), kind)
+    batch = make_batch(family, model, [1, 2])
+    untouched = model.generate(**batch.inputs, **GREEDY)
+    unquantised = exact.generate(**batch.inputs, **GREEDY)
+    assert not torch.equal(untouched.logits[0], unquantised.logits[0])
+    with GPrune(keep=1.0)(model):
+        through = model.generate(**batch.inputs, **GREEDY)
+    assert all(map(torch.equal, untouched.logits, through.logits))
+    with GPrune(keep=0.4)(model) as pruned:
+        output = model.generate(**batch.inputs, **GREEDY)
+        kept_mask = pruned.kept_mask
+    tokens, logits = masked_greedy(model, batch, kept_mask, STEPS)
+    assert torch.equal(output.sequences[:, -STEPS:], tokens)
+    assert torch.stack(output.logits, 1).sub(logits).abs().max() <= 1e-5
+
+
 @pytest.mark.filterwarnings("ignore")  # torch moves this API to another package
 @pytest.mark.parametrize("name", ["llava", "qwen2_5_vl"])
-def test_quantised_linear_layers(name):
-    """8-bit linear layers on the CPU: the hook touches no weight."""
+def test_quantised_activations(name):
+    """One scale for all tokens of a call: dropped ones weigh in if they are but masked."""
     family = SPECIMENS[name]
-    model = torch.ao.quantization.quantize_dynamic(
-        family.build(), {torch.nn.Linear}, dtype=torch.qint8
+    model = family.build()
+    # All but the output layer, which `generate` shows one token and a plain call all of them.
+    torch.ao.quantization.quantize_dynamic(
+        model.base_model, {torch.nn.Linear}, dtype=torch.qint8, inplace=True
     )
+    assert any("quantized" in type(module).__module__ for module in model.modules())
     batch = make_batch(family, model, [1])
     untouched = model.generate(**batch.inputs, **GREEDY)
     with GPrune(keep=1.0)(model):
@@ -576,9 +602,12 @@ def test_quantised_linear_layers(name):
     assert all(map(torch.equal, untouched.logits, through.logits))
     with GPrune(keep=0.4)(model) as pruned:
         cached = model.generate(**batch.inputs, **GREEDY)
-        assert not pruned.kept_mask.all()
+        kept_mask = pruned.kept_mask
         uncached = model.generate(**batch.inputs, **GREEDY, use_cache=False)
     assert torch.equal(cached.sequences, uncached.sequences)
+    tokens, logits = shortened_greedy(model, batch, kept_mask, STEPS)
+    assert torch.equal(uncached.sequences[:, -STEPS:], tokens)
+    assert torch.stack(uncached.logits, 1).sub(logits).abs().max() <= 1e-5
 
 
 def test_gradients_flow_through_the_kept_tokens(family, model):
