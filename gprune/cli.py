@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from gprune.evaluation import LanguageModelShape, Saving
+    from gprune.hf.families import Family
 
 app = typer.Typer(
     name="gprune",
@@ -328,7 +329,8 @@ def load_model(name: str, device: str, dtype: str) -> tuple[Any, Any]:
     place, kind = place_and_kind(device, dtype)
     try:
         config = AutoConfig.from_pretrained(name)
-        family_of_architecture(*(config.architectures or [type(config).__name__]))
+        family = family_of_architecture(*(config.architectures or [type(config).__name__]))
+        refuse_cross_attention(family)
         # Weights come from safetensors alone: nothing is unpickled.
         model = AutoModelForImageTextToText.from_pretrained(name, dtype=kind, use_safetensors=True)
         processor = AutoProcessor.from_pretrained(name)
@@ -758,6 +760,15 @@ def flops(
         out_console.print(f"vision tower {tower / 1e9:.3f} G multiply-adds an image, unchanged")
 
 
+def refuse_cross_attention(family: Family) -> None:
+    """Raises UnsupportedModelError for models whose vision tokens commands could not count."""
+    if family.cross_attention:
+        raise gprune.UnsupportedModelError(
+            f"{family.title} attends across to its vision tokens, which are not in its prompt: "
+            "commands would count them wrongly. Prune it from Python: with GPrune(0.36)(model): ..."
+        )
+
+
 def sizes_of(model: str) -> tuple[LanguageModelShape, int | None, int | None]:
     """Language model's sizes, cost of the vision tower, and visual tokens an image, if fixed."""
     from transformers import AutoConfig
@@ -774,6 +785,8 @@ def sizes_of(model: str) -> tuple[LanguageModelShape, int | None, int | None]:
         raise ValueError(f"model {model!r} has no readable config: {reason}") from error
     shape = LanguageModelShape.from_config(config)
     family = next((one for one in FAMILIES if one.name == config.model_type), None)
+    if family is not None:
+        refuse_cross_attention(family)
     tokens = None if family is None else family.tokens_an_image(config)
     # Of towers that take pictures of any size the cost depends on the picture.
     return shape, None if tokens is None else vision_tower(config), tokens

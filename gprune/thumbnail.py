@@ -33,9 +33,10 @@ class ThumbnailGuided:
     ...     model.generate(**inputs)
 
     What is left of a canvas after unpadding shows the picture from edge to edge, as the thumbnail
-    does; it divides into as many equal tiles as it has begun widths and heights of a thumbnail. Up
-    to two tiles a side, these are the ones that the vision tower saw. The pruner chooses in each
-    tile by itself. A thumbnail without a canvas, and frames of a video, get the plain budget.
+    does; it divides into as many equal tiles as it has begun widths and heights of a thumbnail
+    (where much padding was cut, the vision tower's own borders lay a little elsewhere). The pruner
+    chooses in each tile by itself. A thumbnail without a canvas, and frames of a video, get the
+    plain budget.
 
     Attributes:
         keep: retention ratio or count of the thumbnail and of the whole canvas, or one for each

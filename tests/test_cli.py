@@ -208,6 +208,19 @@ def test_unsupported_and_unreadable_models(tmp_path, picture):
         assert result.stderr.count("\n") == 1
 
 
+def test_vision_tokens_outside_the_prompt_are_refused(tmp_path, picture):
+    from tests.hf.models import mllama
+
+    mllama().save_pretrained(tmp_path)
+    for arguments in (
+        ["run", tmp_path, "--image", picture, "--prompt", "what?"],
+        ["flops", tmp_path, "--keep", "0.5", "--visual-tokens", "64"],
+    ):
+        result = call(*arguments)
+        assert result.exit_code == 2
+        assert "Llama 3.2 Vision attends across" in result.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -7,6 +7,8 @@ slices full-history ids, masks and position ids by it.
 
 from __future__ import annotations
 
+import functools
+from abc import abstractmethod
 from typing import Any
 
 import torch
@@ -14,7 +16,48 @@ from torch import Tensor
 from transformers import Cache
 
 
-class PrunedCache:
+class TranslatedCache:
+    """What both kinds of pruned caches have in common; mixed into a cache's own class.
+
+    Attributes:
+        translated: true while a hook that knows of the lengths runs the model.
+    """
+
+    translated: bool
+
+    def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
+        """Physical sizes; refuses a model that would read them as logical ones."""
+        if not self.translated:
+            raise RuntimeError(
+                "past_key_values was pruned by gprune and cannot be continued without it: call the "
+                "model inside `with pruner(model):`, or start from an empty cache"
+            )
+        sizes: tuple[int, int] = super().get_mask_sizes(query_length, layer_idx)  # type: ignore[misc]
+        return sizes
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        super().reorder_cache(beam_idx)  # type: ignore[misc]
+        self._take_rows(beam_idx)
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        super().batch_select_indices(indices)  # type: ignore[misc]
+        self._take_rows(indices)
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        super().batch_repeat_interleave(repeats)  # type: ignore[misc]
+        rows = torch.arange(self._rows())
+        self._take_rows(rows.repeat_interleave(repeats))
+
+    @abstractmethod
+    def _rows(self) -> int:
+        """Rows of the batch."""
+
+    @abstractmethod
+    def _take_rows(self, rows: Tensor) -> None:
+        """Does to what is known of the rows what was done to the keys."""
+
+
+class PrunedCache(TranslatedCache):
     """Mixed into a cache's own class by `mark_pruned`; never instantiated by itself.
 
     Attributes:
@@ -23,14 +66,12 @@ class PrunedCache:
         used: mask of the prefilled part as it was used, bool [b, p], for calls without a mask.
         gone: how many visual tokens of each row were dropped, int64 [b].
         logical: logical length of the prefilled part.
-        translated: true while a hook that knows of the two lengths runs the model.
     """
 
     origin: Tensor
     used: Tensor
     gone: Tensor
     logical: int
-    translated: bool
 
     @property
     def dropped(self) -> int:
@@ -46,16 +87,6 @@ class PrunedCache:
         """The physical length: where the next query stands among the keys."""
         offset: int = super().get_query_offset(layer_idx)  # type: ignore[misc]
         return offset - self.dropped
-
-    def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
-        """Physical sizes; refuses a model that would read them as logical ones."""
-        if not self.translated:
-            raise RuntimeError(
-                "past_key_values was pruned by gprune and cannot be continued without it: call the "
-                "model inside `with pruner(model):`, or start from an empty cache"
-            )
-        sizes: tuple[int, int] = super().get_mask_sizes(query_length, layer_idx)  # type: ignore[misc]
-        return sizes
 
     def crop(self, tokens_to_remove: int) -> None:
         """Rolls back the last positions, as `Cache.crop` (assisted decoding rejects candidates).
@@ -85,18 +116,8 @@ class PrunedCache:
             self.logical = remains
         super().crop(slots)  # type: ignore[misc]
 
-    def reorder_cache(self, beam_idx: Tensor) -> None:
-        super().reorder_cache(beam_idx)  # type: ignore[misc]
-        self._take_rows(beam_idx)
-
-    def batch_select_indices(self, indices: Tensor) -> None:
-        super().batch_select_indices(indices)  # type: ignore[misc]
-        self._take_rows(indices)
-
-    def batch_repeat_interleave(self, repeats: int) -> None:
-        super().batch_repeat_interleave(repeats)  # type: ignore[misc]
-        rows = torch.arange(len(self.origin), device=self.origin.device)
-        self._take_rows(rows.repeat_interleave(repeats))
+    def _rows(self) -> int:
+        return len(self.origin)
 
     def _take_rows(self, rows: Tensor) -> None:
         rows = rows.to(self.origin.device)
@@ -138,7 +159,11 @@ class PrunedCache:
         return torch.cat([old, values[:, self.logical :]], 1)
 
 
-_pruned_classes: dict[Any, Any] = {}
+@functools.cache
+def mixed(mixin: Any, kind: Any) -> Any:
+    """The class of caches of one kind that know what was dropped."""
+    name = mixin.__name__.removesuffix("Cache")
+    return type(f"{name}{kind.__name__}", (mixin, kind), {})
 
 
 def mark_pruned(cache: Cache, origin: Tensor, used: Tensor, gone: Tensor, logical: int) -> None:
@@ -147,10 +172,7 @@ def mark_pruned(cache: Cache, origin: Tensor, used: Tensor, gone: Tensor, logica
     The object stays the same, because its owner holds it: it changes its class.
     """
     if not isinstance(cache, PrunedCache):
-        kind = type(cache)
-        if kind not in _pruned_classes:
-            _pruned_classes[kind] = type(f"Pruned{kind.__name__}", (PrunedCache, kind), {})
-        cache.__class__ = _pruned_classes[kind]
+        cache.__class__ = mixed(PrunedCache, cache.__class__)
     state: Any = cache
     state.origin, state.used, state.gone, state.logical = origin, used, gone, logical
     state.translated = False

@@ -50,6 +50,12 @@ class Family:
     # Whether position ids have rows for time, row and column.
     multimodal_positions: ClassVar[bool] = False
 
+    # Whether the model takes projected features, into which others can be merged.
+    takes_features: ClassVar[bool] = True
+
+    # Whether vision tokens are no positions of the sequence, but attended to across.
+    cross_attention: ClassVar[bool] = False
+
     name: str
     architectures: tuple[str, ...]
     title: str
@@ -392,6 +398,46 @@ class Glm4V(QwenVL):
         return super().token_id(model, "image")
 
 
+class Llama4(SquareTiles):
+    """Llama 4: every tile is an image, its patches merged two by two.
+
+    The model takes what the vision tower says and projects it itself: what is chosen among are
+    projected features, what is cut are rows before the projection.
+    """
+
+    kind: ClassVar[str] = "tile"
+    takes_features: ClassVar[bool] = False
+
+    def side(self, config: Any) -> int:
+        return int(patches_a_side(config) * config.vision_config.pixel_shuffle_ratio)
+
+    def features(self, model: Any, output: Any) -> list[Tensor]:
+        with torch.no_grad():
+            return list(model.multi_modal_projector(output.last_hidden_state))
+
+    def shorten(self, output: Any, kept: Sequence[Tensor], images: list[Tensor]) -> Any:
+        shortened = copy.copy(output)
+        tiles = zip(output.last_hidden_state, kept, strict=True)
+        shortened.last_hidden_state = torch.cat([tile[rows] for tile, rows in tiles])
+        return shortened
+
+
+class Mllama(Family):
+    """Mllama: text attends across to the tiles of its images, see `gprune.hf.cross`.
+
+    Every tile starts with a CLS token, which is always kept.
+    """
+
+    cross_attention: ClassVar[bool] = True
+
+    def groups(
+        self, model: Any, modality: str, features: Tensor, grid: tuple[int, int, int] | None
+    ) -> list[Group]:
+        side = patches_a_side(model.config)
+        rows = torch.arange(len(features), device=features.device).view(-1, 1 + side * side)
+        return [Group(tile[1:], (side, side), "tile") for tile in rows]
+
+
 def frames(features: Tensor, side: int, newlines: int) -> list[Group]:
     """A group for each frame of a video [n, d]; the newlines at its end are always kept."""
     frame = side * side
@@ -506,6 +552,8 @@ FAMILIES: tuple[Family, ...] = (
     ),
     Family("gemma4", ("Gemma4ForConditionalGeneration",), "Gemma 4", tier=3),
     Family("lfm2_vl", ("Lfm2VlForConditionalGeneration",), "LFM2-VL", "a tile", tier=3),
+    Llama4("llama4", ("Llama4ForConditionalGeneration",), "Llama 4", "a tile", tier=3),
+    Mllama("mllama", ("MllamaForConditionalGeneration",), "Llama 3.2 Vision", "a tile", tier=3),
 )
 
 

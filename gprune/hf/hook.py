@@ -12,7 +12,7 @@ import functools
 import inspect
 import weakref
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -199,6 +199,10 @@ class PrunedModel:
                 row += groups
         return rows
 
+    def inside(self) -> AbstractContextManager[None]:
+        """What else is changed in the model while it is pruned; here, nothing."""
+        return nullcontext()
+
     def before(
         self, model: PreTrainedModel, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -364,6 +368,7 @@ class PrunedModel:
             stays[group.rows] = False
             stays[group.rows[indices]] = True
             if members is not None:
+                self._require_merging()
                 means = merged(features[group.rows], members, len(indices))
                 whole = whole.index_copy(0, group.rows[indices], means)
             groups.append((indices, len(group.rows), group.grid, group.kind))
@@ -371,6 +376,15 @@ class PrunedModel:
         k = len(features) - sum(size - len(indices) for indices, size, *_ in groups)
         order = torch.sort(stays.to(torch.uint8), descending=True, stable=True).indices
         return ImageChoice(order[:k], whole[order[:k]], groups)
+
+    def _require_merging(self) -> None:
+        """Raises UnsupportedModelError where the model cannot be given means."""
+        if not self.family.takes_features:
+            raise UnsupportedModelError(
+                f"{self.pruner.name} merges projected features, but {type(self.model).__name__} "
+                "takes vision states and projects them itself; take a method that drops tokens, "
+                "such as graph_cover"
+            )
 
     @staticmethod
     def _mask(call: dict[str, Any], past: int) -> Tensor:
@@ -548,6 +562,20 @@ def mask_left_to_the_model(
     return attention_mask
 
 
+def pruned_model(model: PreTrainedModel, pruner: Pruner, positions: str) -> PrunedModel:
+    """The state of a model under pruning, as its family needs.
+
+    Raises:
+        UnsupportedModelError: the family is not supported.
+    """
+    if family_of(model).cross_attention:
+        # Imported here: it builds on this module.
+        from gprune.hf.cross import CrossPrunedModel
+
+        return CrossPrunedModel(model, pruner, positions)
+    return PrunedModel(model, pruner, positions)
+
+
 @contextmanager
 def prune(
     model: PreTrainedModel, pruner: Pruner, positions: str = "original"
@@ -568,7 +596,7 @@ def prune(
     require_tested_transformers()
     if positions not in POSITIONS:
         raise ValueError(f"positions={positions!r} must be one of {', '.join(POSITIONS)}")
-    pruned = PrunedModel(model, pruner, positions)
+    pruned = pruned_model(model, pruner, positions)
     if positions == "compact" and pruned.family.multimodal_positions:
         raise ValueError(
             "positions='compact' would move the rows and columns that M-RoPE numbers in "
@@ -593,6 +621,7 @@ def prune(
         with (
             replaced(model, "generate", whole_prefills(model)),
             replaced(model, "create_masks_for_generate", mask_left_to_the_model),
+            pruned.inside(),
         ):
             yield pruned
         checks.raise_pending()

@@ -72,7 +72,7 @@ class Batch:
 def feature_length(specimen: Specimen, model: Any, image: Image) -> int:
     """How many placeholders an image needs, found by encoding it."""
     output = model.base_model.get_image_features(**specimen.collate([[image]]), return_dict=True)
-    return sum(len(features) for features in output.pooler_output)
+    return sum(len(features) for features in specimen.features(model, output))
 
 
 def make_batch(
@@ -181,7 +181,7 @@ def shortened_greedy(
     ids, kept = batch.inputs["input_ids"], kept_mask[0]
     embeds = model.get_input_embeddings()(ids)
     output = model.base_model.get_image_features(**batch.pixels, return_dict=True)
-    embeds[ids == IMAGE] = torch.cat(list(output.pooler_output))
+    embeds[ids == IMAGE] = torch.cat(list(batch.specimen.features(model, output)))
     embeds = embeds[:, kept]
     positions = batch.positions(model)[..., kept]
     types = {name: value[:, kept] for name, value in batch.specimen.token_types(ids).items()}

@@ -56,6 +56,7 @@ class Specimen:
         beams: whether a row of several images may have beams (transformers' own code for GLM-4V
             mixes the images up).
         whole: whether part of an image can be told from a whole one.
+        features: the projected features of each image in an encoder output.
     """
 
     name: str
@@ -76,6 +77,7 @@ class Specimen:
     history: bool = False
     beams: bool = True
     whole: bool = True
+    features: Callable[[Any, Any], Any] = lambda model, output: output.pooler_output
 
     def token_types(self, ids: Tensor, video: bool = False) -> dict[str, Tensor]:
         """The argument that tells text from images; ``video``: the batch has one."""
@@ -141,13 +143,16 @@ def _finish(model: Any, dtype: torch.dtype) -> Any:
     # Larger weights than the default: attention that is nearly uniform would hide mistakes.
     with torch.no_grad():
         for name, weight in model.named_parameters():
-            if weight.ndim == 2 and not weight.any():
+            if weight.numel() == 1:
+                weight.fill_(0.7)  # Mllama's gates start closed
+            elif weight.ndim == 2 and not weight.any():
                 weight.normal_(std=0.1)  # Gemma 3's projector starts from zero
             elif weight.ndim == 2 and "embed" not in name:
                 weight.mul_(6)
         # A generated placeholder would ask for another image.
-        model.lm_head.weight[[IMAGE, VIDEO]] = 0
-    return model.eval().to(dtype)
+        model.get_output_embeddings().weight[[IMAGE, VIDEO]] = 0
+    # Llama 4's vision tower has a complex buffer, which a cast would make real.
+    return model.eval() if dtype == torch.float32 else model.eval().to(dtype)
 
 
 def builder(model: str, config: str, **settings: Any) -> Callable[..., Any]:
@@ -681,5 +686,60 @@ EXPERIMENTAL = {
             gemma4_image,
             types=("mm_token_type_ids", modality),
         ),
+        Specimen(
+            "llama4",
+            builder(
+                "Llama4ForConditionalGeneration",
+                "Llama4Config",
+                vision_config={
+                    "hidden_size": 32,
+                    "intermediate_size": 128,  # four patches of a token
+                    "num_hidden_layers": 2,
+                    "num_attention_heads": 4,
+                    "image_size": 16 * SIDE,
+                    "patch_size": 8,
+                    "projector_input_dim": 24,
+                    "projector_output_dim": 24,
+                    "vision_output_dim": 24,
+                },
+                text_config=lambda: tf.Llama4TextConfig(
+                    **TEXT | {"num_hidden_layers": 4},
+                    intermediate_size_mlp=64,
+                    head_dim=8,
+                    num_local_experts=4,
+                    interleave_moe_layer_step=2,
+                ),
+                image_token_index=IMAGE,
+                boi_token_index=56,
+                eoi_token_index=57,
+            ),
+            square(16 * SIDE),
+            features=lambda model, output: model.multi_modal_projector(output.last_hidden_state),
+        ),
     )
 }
+
+
+def mllama(
+    dtype: torch.dtype = torch.float32, attention: str = "sdpa", **settings: Any
+) -> tf.MllamaForConditionalGeneration:
+    """Mllama, whose images are no part of the sequence: pictures of up to four tiles."""
+    return builder(
+        "MllamaForConditionalGeneration",
+        "MllamaConfig",
+        vision_config={
+            "hidden_size": 32,
+            "num_hidden_layers": 2,
+            "num_global_layers": 1,
+            "attention_heads": 4,
+            "intermediate_size": 64,
+            "vision_output_dim": 96,
+            "image_size": 8 * SIDE,
+            "patch_size": 8,
+            "max_num_tiles": 4,
+            "intermediate_layers_indices": [0, 1],
+            "supported_aspect_ratios": [[1, 1], [1, 2], [1, 3], [1, 4]],
+        },
+        text_config=TEXT | {"num_hidden_layers": 4, "cross_attention_layers": [1, 3], **settings},
+        image_token_index=IMAGE,
+    )(dtype, attention)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from gprune import GPrune
+from gprune import GPrune, GraphCover, ToMe, UnsupportedModelError
 from tests.hf.batches import GREEDY, STEPS, make_batch, masked_greedy, shortened_greedy
 from tests.hf.models import EXPERIMENTAL
 
@@ -35,7 +35,8 @@ def test_equals_the_physically_shortened_sequence(name, images, keep):
     model = specimen.build(dtype)
     batch = make_batch(specimen, model, images, dtype=dtype)
     # Deepstack features and per-layer inputs do not come with embeddings; these models can mask.
-    reference = masked_greedy if name in ("qwen3_vl_moe", "gemma4") else shortened_greedy
+    can_mask = ("qwen3_vl_moe", "gemma4", "llama4")
+    reference = masked_greedy if name in can_mask else shortened_greedy
     with GPrune(keep=keep)(model) as pruned:
         output = model.generate(**batch.inputs, **GREEDY)
         kept_mask = pruned.kept_mask
@@ -63,3 +64,47 @@ def test_rows_of_a_batch_are_as_if_alone(name):
     with GPrune(keep=0.4)(model):
         alone = model.generate(**inputs, **GREEDY)
     assert torch.equal(together.sequences[0, -STEPS:], alone.sequences[0, -STEPS:])
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_llama4_past_a_chunk(attention):
+    """Chunks count the tokens that are there, as a sliding window does."""
+    specimen = EXPERIMENTAL["llama4"]
+    model = specimen.build(attention=attention)
+    model.config.text_config.attention_chunk_size = 8
+    batch = make_batch(specimen, model, [2])
+    with GPrune(keep=0.4)(model) as pruned:
+        output = model.generate(**batch.inputs, **GREEDY)
+        kept_mask = pruned.kept_mask
+        uncached = model.generate(**batch.inputs, **GREEDY, use_cache=False)
+    assert int(kept_mask.sum()) > 2 * 8
+    tokens, logits = shortened_greedy(model, batch, kept_mask, STEPS)
+    assert torch.equal(output.sequences[:, -STEPS:], tokens)
+    assert torch.equal(output.sequences, uncached.sequences)
+    assert torch.stack(output.logits, 1).sub(logits).abs().max() <= 1e-5
+    model.config.text_config.attention_chunk_size = 8192
+    _, without = shortened_greedy(model, batch, kept_mask, STEPS)
+    assert (logits - without).abs().max() > 1e-3  # chunks do matter here
+
+
+@pytest.mark.parametrize("pruner", [ToMe(0.4), GraphCover(0.4, merge=True)], ids=["tome", "cover"])
+def test_llama4_cannot_be_given_means(pruner):
+    specimen = EXPERIMENTAL["llama4"]
+    model = specimen.build()
+    batch = make_batch(specimen, model, [1])
+    message = f"{pruner.name} merges .* Llama4ForConditionalGeneration takes vision states"
+    with pruner(model), pytest.raises(UnsupportedModelError, match=message):
+        model(**batch.inputs)
+
+
+def test_llama4_keeps_more_of_one_tile_than_of_another():
+    specimen = EXPERIMENTAL["llama4"]
+    model = specimen.build()
+    batch = make_batch(specimen, model, [2])
+    counts = iter([3, 9])
+    with GPrune(lambda groups: [next(counts)])(model) as pruned:
+        output = model.generate(**batch.inputs, **GREEDY)
+        kept_mask, kept = pruned.kept_mask, pruned.kept
+    assert [(len(group.indices), group.kind) for group in kept[0]] == [(3, "tile"), (9, "tile")]
+    tokens, _ = masked_greedy(model, batch, kept_mask, STEPS)
+    assert torch.equal(output.sequences[:, -STEPS:], tokens)

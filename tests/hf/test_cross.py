@@ -1,0 +1,412 @@
+"""Mllama: text attends across to its images; against a full-length model with masked columns."""
+
+from __future__ import annotations
+
+import copy
+from contextlib import contextmanager
+
+import pytest
+import torch
+
+from gprune import (
+    GPrune,
+    RandomPruner,
+    ThumbnailGuided,
+    ToMe,
+    UniformGridPruner,
+    VisualTokens,
+    kept_count,
+)
+from gprune.hf.cross import CrossPrunedCache
+from tests.hf.batches import GREEDY, STEPS, noise
+from tests.hf.models import BOS, BREAK, IMAGE, PAD, SIDE, mllama
+
+PATCHES = SIDE * SIDE + 1  # the first is CLS
+TILES = 4
+# For each row of the batch the tiles of each of its images.
+LAYOUTS = [[[2]], [[1], [4]], [[3, 1], [2]], [[1], [], [2, 3]]]
+
+
+def make(rows: list[list[int]], seed: int = 0, dtype=torch.float32) -> dict[str, torch.Tensor]:
+    """A left-padded batch as the processor makes it; words before the image do not see it."""
+    generator = torch.Generator().manual_seed(seed)
+    pixels = noise(seed, dtype)
+    most = max(map(len, rows))
+    ids = []
+    for row in rows:
+        words = torch.randint(4, BREAK, (3 + len(row), 3), generator=generator).tolist()
+        ids.append([BOS, *words[0]] + [token for word in words[3:] for token in [IMAGE, *word]])
+    width = max(map(len, ids))
+    if not most:
+        padded = torch.tensor([[PAD] * (width - len(row)) + row for row in ids])
+        return {"input_ids": padded, "attention_mask": (padded != PAD).long()}
+    across = torch.zeros(len(rows), width, most, TILES, dtype=torch.long)
+    exists = torch.zeros(len(rows), most, TILES, dtype=torch.long)
+    for index, (row, tiles) in enumerate(zip(ids, rows, strict=True)):
+        start = width - len(row)
+        places = [start + place for place, token in enumerate(row) if token == IMAGE]
+        for image, (count, place) in enumerate(zip(tiles, places, strict=True)):
+            across[index, place:, image, :count] = 1
+            exists[index, image, :count] = 1
+    exists[:, :, 0] = 1  # the processor gives a missing image one tile
+    padded = torch.tensor([[PAD] * (width - len(row)) + row for row in ids])
+    shape = (len(rows), most, TILES, 3, 8 * SIDE, 8 * SIDE)
+    return {
+        "input_ids": padded,
+        "attention_mask": (padded != PAD).long(),
+        "pixel_values": pixels(*shape) * exists[..., None, None, None],
+        "aspect_ratio_ids": exists.sum(-1),
+        "aspect_ratio_mask": exists,
+        "cross_attention_mask": across,
+    }
+
+
+def columns(rows: list[list[int]], kept: list[list]) -> torch.Tensor:
+    """Which vision tokens are left, bool [b, images * tiles * patches]."""
+    left = torch.zeros(len(rows), max(map(len, rows)), TILES, PATCHES, dtype=torch.bool)
+    for row, (images, groups) in enumerate(zip(rows, kept, strict=True)):
+        group = iter(groups)
+        for image, tiles in enumerate(images):
+            for tile in range(tiles):
+                chosen = next(group)
+                assert chosen.image == image
+                assert chosen.kind == "tile"
+                assert chosen.grid == (SIDE, SIDE)
+                left[row, image, tile, 0] = True  # CLS
+                left[row, image, tile, 1 + chosen.indices] = True
+        assert next(group, None) is None
+    return left.flatten(1)
+
+
+@contextmanager
+def masked(model, left: torch.Tensor, states: torch.Tensor | None = None):
+    """Masks every other vision token out of every cross-attention layer."""
+
+    def hide(module, args, kwargs):
+        mask = kwargs["attention_mask"]
+        least = torch.finfo(mask.dtype).min
+        kwargs["attention_mask"] = mask.masked_fill(~left[:, None, None], least)
+        if states is not None:
+            kwargs["cross_attention_states"] = states
+        return args, kwargs
+
+    layers = model.model.language_model.layers
+    handles = [
+        layers[index].cross_attn.register_forward_pre_hook(hide, with_kwargs=True)
+        for index in model.config.text_config.cross_attention_layers
+    ]
+    yield
+    for handle in handles:
+        handle.remove()
+
+
+@torch.no_grad()
+def masked_greedy(model, inputs, left, states=None) -> tuple[torch.Tensor, torch.Tensor]:
+    """The full-length reference without cache: tokens [b, STEPS] and their logits."""
+    inputs = dict(inputs)
+    chosen, logits = [], []
+    with masked(model, left, states):
+        for _ in range(STEPS):
+            positions = (inputs["attention_mask"].cumsum(-1) - 1).clamp(min=0)
+            last = model(**inputs, position_ids=positions, use_cache=False).logits[:, -1]
+            token = last.argmax(-1, keepdim=True)
+            chosen.append(token)
+            logits.append(last)
+            inputs["input_ids"] = torch.cat([inputs["input_ids"], token], 1)
+            one = torch.ones_like(token)
+            inputs["attention_mask"] = torch.cat([inputs["attention_mask"], one], 1)
+            across = inputs["cross_attention_mask"]
+            inputs["cross_attention_mask"] = torch.cat([across, across[:, -1:]], 1)
+    return torch.cat(chosen, 1), torch.stack(logits, 1)
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("rows", LAYOUTS)
+def test_keep_one_is_bit_identical(rows, dtype, attention):
+    model = mllama(dtype, attention)
+    inputs = make(rows, dtype=dtype)
+
+    @torch.no_grad()
+    def run():
+        torch.manual_seed(1)
+        greedy = model.generate(**inputs, **GREEDY)
+        return [
+            model(**inputs).logits,
+            model(**inputs, use_cache=False).logits,
+            greedy.sequences,
+            *greedy.logits,
+            model.generate(**inputs, do_sample=True, max_new_tokens=STEPS),
+            model.generate(**inputs, num_beams=3, num_return_sequences=2, max_new_tokens=STEPS),
+            *model.generate(**inputs, **GREEDY, cache_implementation="static").logits,
+        ]
+
+    untouched = run()
+    with GPrune(keep=1.0)(model) as pruned:
+        through = run()
+    assert all(map(torch.equal, untouched, through))
+    assert pruned.kept_mask.all()
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("keep", [0.36, 2])
+@pytest.mark.parametrize("rows", LAYOUTS)
+def test_equals_the_full_length_model_with_masked_columns(rows, keep, attention):
+    model = mllama(attention=attention)
+    inputs = make(rows, seed=5)
+    with GPrune(keep)(model) as pruned:
+        output = model.generate(**inputs, **GREEDY)
+        kept, kept_mask = pruned.kept, pruned.kept_mask
+        uncached = model.generate(**inputs, **GREEDY, use_cache=False)
+        static = model.generate(**inputs, **GREEDY, cache_implementation="static")
+    assert kept_mask.all()
+    assert kept_mask.shape == inputs["input_ids"].shape
+    sizes = [len(group.indices) for row in kept for group in row]
+    assert sizes == [kept_count(PATCHES - 1, keep)] * sum(map(sum, rows))
+    tokens, logits = masked_greedy(model, inputs, columns(rows, kept))
+    for run in (output, uncached, static):
+        assert torch.equal(run.sequences[:, -STEPS:], output.sequences[:, -STEPS:])
+        # A row without images has no full-length reference, see the next test.
+        real = [row for row, images in enumerate(rows) if images]
+        assert torch.equal(run.sequences[real, -STEPS:], tokens[real])
+        assert torch.stack(run.logits, 1)[real].sub(logits[real]).abs().max() <= 1e-5
+
+
+def test_a_row_without_images_is_as_if_alone():
+    """transformers lets it see the black tiles that fill the batch up; those are pruned."""
+    model = mllama()
+    inputs = make([[2], [], [1, 3]])
+    with GPrune(0.3)(model) as pruned:
+        output = model.generate(**inputs, **GREEDY)
+        assert pruned.kept[1] == []
+    real = inputs["attention_mask"][1].bool()
+    alone = model.generate(input_ids=inputs["input_ids"][1:2, real], **GREEDY)
+    assert torch.equal(output.sequences[1, -STEPS:], alone.sequences[0, -STEPS:])
+    difference = torch.stack(output.logits, 1)[1] - torch.stack(alone.logits, 1)[0]
+    assert difference.abs().max() <= 1e-5
+
+
+def test_beams_equal_their_own_runs_without_cache():
+    model = mllama()
+    inputs = make([[3, 1], [2]], seed=3)
+    options = {"num_beams": 3, "num_return_sequences": 2, "max_new_tokens": STEPS}
+    with GPrune(0.3)(model):
+        cached = model.generate(**inputs, **options)
+        uncached = model.generate(**inputs, **options, use_cache=False)
+    assert torch.equal(cached, uncached)
+
+
+def test_only_the_cross_attention_cache_is_shorter():
+    model = mllama()
+    inputs = make([[3]])
+    with GPrune(0.25)(model), torch.no_grad():
+        cache = model(**inputs).past_key_values
+    assert isinstance(cache, CrossPrunedCache)
+    length = inputs["input_ids"].shape[1]
+    assert [layer.keys.shape[2] for layer in cache.layers] == [length, 15, length, 15]
+    assert cache.get_seq_length() == length
+
+
+def test_merged_states_reach_the_language_model():
+    model, rows = mllama(), [[2, 1], [3]]
+    inputs = make(rows)
+    pruner = ToMe(0.4)
+    with pruner(model) as pruned:
+        output = model.generate(**inputs, **GREEDY)
+        kept = pruned.kept
+    with torch.no_grad():
+        names = ("pixel_values", "aspect_ratio_ids", "aspect_ratio_mask")
+        encoded = model.model.vision_model(**{name: inputs[name] for name in names})
+        states = model.model.multi_modal_projector(encoded.last_hidden_state)
+    for row, images in enumerate(rows):
+        for image, tiles in enumerate(images):
+            for tile in range(tiles):
+                own = states[row, image, tile, 1:]
+                indices, means = pruner.reduce(VisualTokens(own.clone(), grid=(SIDE, SIDE)))
+                own[indices] = means
+    _, logits = masked_greedy(model, inputs, columns(rows, kept), states.flatten(1, 3))
+    assert torch.stack(output.logits, 1).sub(logits).abs().max() <= 1e-5
+
+
+def test_second_turn_with_another_image():
+    """Two turns through one cache equal one full-length call with both turns' drops masked."""
+    model = mllama()
+    first, second = make([[2], [1]], seed=1), make([[3], [4]], seed=2)
+    old, new = first["cross_attention_mask"], second["cross_attention_mask"]
+    # What sees no image averages over all there are, so in one call the first words, blind in the
+    # first turn, would average over the second turn's image too: here they see the first.
+    old[:] = old[:, -1:].clone()
+    bottom = torch.cat([old[:, -1:].expand(-1, new.shape[1], -1, -1), new], 2)
+    past = old.shape[1]
+    joined = {name: torch.cat([first[name], second[name]], 1) for name in first}
+    joined["cross_attention_mask"] = torch.cat([torch.cat([old, 0 * old], 2), bottom], 1)
+    mask = joined["attention_mask"]
+    positions = mask.cumsum(-1) - 1
+    second |= {"attention_mask": mask, "cross_attention_mask": bottom}
+    with UniformGridPruner(0.3)(model) as pruned, torch.no_grad():
+        cache = model(**first).past_key_values
+        kept_first = pruned.kept
+        output = model(**second, position_ids=positions[:, past:], past_key_values=cache)
+        kept_second = pruned.kept
+        token = output.logits[:, -1:].argmax(-1)
+        step = model(
+            input_ids=token,
+            attention_mask=torch.cat([mask, torch.ones_like(token)], 1),
+            position_ids=positions[:, -1:] + 1,
+            cross_attention_mask=bottom[:, -1:],
+            past_key_values=cache,
+        )
+    left = torch.cat([columns([[2], [1]], kept_first), columns([[3], [4]], kept_second)], 1)
+    tokens, logits = masked_greedy(model, joined, left)
+    assert torch.equal(token, tokens[:, :1])
+    assert (output.logits[:, -1] - logits[:, 0]).abs().max() <= 1e-5
+    assert (step.logits[:, -1] - logits[:, 1]).abs().max() <= 1e-5
+
+
+def test_an_image_after_a_whole_one():
+    """The first turn ran outside the block: its cache holds every vision token."""
+    model = mllama()
+    first, second = make([[2]], seed=1), make([[3]], seed=2)
+    old, new = first["cross_attention_mask"], second["cross_attention_mask"]
+    old[:] = old[:, -1:].clone()
+    bottom = torch.cat([old[:, -1:].expand(-1, new.shape[1], -1, -1), new], 2)
+    joined = {name: torch.cat([first[name], second[name]], 1) for name in first}
+    joined["cross_attention_mask"] = torch.cat([torch.cat([old, 0 * old], 2), bottom], 1)
+    second |= {"attention_mask": joined["attention_mask"], "cross_attention_mask": bottom}
+    with torch.no_grad():
+        cache = model(**first).past_key_values
+        with GPrune(0.3)(model) as pruned:
+            output = model(**second, past_key_values=cache)
+    whole = torch.ones(1, TILES * PATCHES, dtype=torch.bool)
+    _, logits = masked_greedy(model, joined, torch.cat([whole, columns([[3]], pruned.kept)], 1))
+    assert (output.logits[:, -1] - logits[:, 0]).abs().max() <= 1e-5
+
+
+def test_a_text_turn_and_a_hand_written_loop():
+    """Ids and cache alone; without a mask all text sees all that is left."""
+    model = mllama()
+    inputs = make([[3]])
+    inputs["cross_attention_mask"][:] = inputs["cross_attention_mask"][:, -1:].clone()
+    with GPrune(0.3)(model) as pruned, torch.no_grad():
+        output = model(**inputs)
+        token = output.logits[:, -1:].argmax(-1)
+        step = model(input_ids=token, past_key_values=output.past_key_values)
+        kept = pruned.kept
+        assert len(kept[0]) == 3
+        model(input_ids=token)
+        assert pruned.kept == [[]]
+        assert pruned.kept_mask.shape == (1, 1)
+    _, logits = masked_greedy(model, inputs, columns([[3]], kept))
+    assert (step.logits[:, -1] - logits[:, 1]).abs().max() <= 1e-5
+
+
+def test_without_a_mask_every_tile_counts():
+    model = mllama()
+    inputs = make([[4], [4]])
+    bare = {name: value for name, value in inputs.items() if name != "cross_attention_mask"}
+    inputs["cross_attention_mask"][:] = 1
+    with GPrune(0.3)(model) as pruned, torch.no_grad():
+        masks, kept = model(**inputs).logits, pruned.kept
+        none = model(**bare).logits
+    assert [len(row) for row in kept] == [4, 4]
+    assert (masks - none).abs().max() <= 1e-5
+
+
+def test_text_only_passes_unchanged():
+    model = mllama()
+    inputs = make([[], []])
+    untouched = model.generate(**inputs, **GREEDY)
+    with GPrune(0.1)(model) as pruned:
+        through = model.generate(**inputs, **GREEDY)
+        assert pruned.kept == [[], []]
+    assert all(map(torch.equal, untouched.logits, through.logits))
+
+
+def test_tiles_of_an_image_can_share_a_budget():
+    model = mllama()
+
+    def keep(tiles):
+        assert {tile.kind for tile in tiles} == {"tile"}
+        return [1 + index for index in range(len(tiles))]
+
+    with RandomPruner(keep)(model) as pruned, torch.no_grad():
+        model(**make([[3], [2, 1]]))
+    counts = [[len(group.indices) for group in row] for row in pruned.kept]
+    assert counts == [[1, 2, 3], [1, 2, 1]]
+    with GPrune(ThumbnailGuided(0.3))(model), pytest.raises(ValueError, match="of kind tile"):
+        model(**make([[3]]))
+
+
+def test_batch_mates_do_not_change_what_is_kept():
+    model = mllama()
+    together, alone = make([[3], [2]], seed=4), make([[3]], seed=4)
+    alone["pixel_values"] = together["pixel_values"][:1]
+    with GPrune(0.3)(model) as pruned, torch.no_grad():
+        model(**together)
+        expected = [group.indices for group in pruned.kept[0]]
+        model(**alone)
+    assert all(map(torch.equal, expected, [group.indices for group in pruned.kept[0]]))
+
+
+def test_copied_cache_knows_what_was_pruned():
+    model = mllama()
+    inputs = make([[3], [1]])
+    with GPrune(0.3)(model), torch.no_grad():
+        output = model(**inputs)
+        token = output.logits[:, -1:].argmax(-1)
+        twin = copy.deepcopy(output.past_key_values)
+        twin.batch_select_indices(torch.tensor([1]))
+        one = model(input_ids=token, past_key_values=output.past_key_values).logits
+        other = model(input_ids=token[1:], past_key_values=twin).logits
+    assert (one[1:] - other).abs().max() <= 1e-5
+
+
+def test_leaving_leaves_no_trace():
+    model = mllama()
+    inputs = make([[2]])
+    language = model.model.language_model
+    attributes = set(vars(model)), set(vars(language))
+    with torch.no_grad():
+        untouched = model(**inputs).logits
+        with GPrune(0.3)(model):
+            cache = model(**inputs).past_key_values
+            with pytest.raises(RuntimeError, match="cannot be nested"), GPrune(0.3)(model):
+                pass
+        with pytest.raises(KeyError), GPrune(0.3)(model):
+            raise KeyError("from the body")
+        assert (set(vars(model)), set(vars(language))) == attributes
+        assert not model._forward_hooks
+        assert not model._forward_pre_hooks
+        assert torch.equal(model(**inputs).logits, untouched)
+        with pytest.raises(RuntimeError, match="was pruned by gprune"):
+            model(input_ids=torch.tensor([[7]]), past_key_values=cache)
+
+
+def test_callers_inputs_are_not_touched():
+    model = mllama()
+    inputs = make([[2], [1, 3]])
+    before = {name: value.clone() for name, value in inputs.items()}
+    with GPrune(0.3)(model), torch.no_grad():
+        model(**inputs)
+    assert all(torch.equal(before[name], value) for name, value in inputs.items())
+
+
+def test_what_does_not_fit_is_refused():
+    model = mllama()
+    inputs = make([[2]])
+    with GPrune(0.3)(model), torch.no_grad():
+        cache = model(**inputs).past_key_values
+        with pytest.raises(ValueError, match="has 136 columns for vision tokens, expected 68"):
+            model(
+                input_ids=torch.tensor([[7]]),
+                past_key_values=cache,
+                cross_attention_mask=torch.ones(1, 1, 2, TILES),
+            )
+        with pytest.raises(ValueError, match=r"cross_attention_states of shape \[3, 17, 32\]"):
+            model(input_ids=inputs["input_ids"], cross_attention_states=torch.ones(3, PATCHES, 32))
+        # transformers' own rolling back of this cache fails with and without pruning.
+        with pytest.raises(ValueError, match="would roll the cache back"):
+            model.generate(**inputs, max_new_tokens=8, prompt_lookup_num_tokens=3)
+    inputs["pixel_values"][:] = torch.inf
+    with GPrune(0.3)(model), pytest.raises(ValueError, match=r"features .* NaN or infinite"):
+        model(**inputs)
