@@ -151,13 +151,13 @@ class CrossPrunedModel(PrunedModel):
         elif cache is None or int(cache.get_seq_length()) == 0:
             self._begin(call)
 
-    def _begin(self, call: dict[str, Any]) -> tuple[int, torch.device]:
-        """Forgets the prefill before; returns the batch's size and device."""
+    def _begin(self, call: dict[str, Any]) -> int:
+        """Forgets the prefill before; returns the batch's size."""
         ids = call.get("input_ids")
         words = call["inputs_embeds"] if ids is None else ids
         self.kept_mask = torch.ones(words.shape[:2], dtype=torch.bool, device=words.device)
         self._kept = [[] for _ in words]
-        return len(words), words.device
+        return len(words)
 
     def _prefill_across(
         self, call: dict[str, Any], cache: Cache | None
@@ -167,7 +167,7 @@ class CrossPrunedModel(PrunedModel):
         Returns:
             what the cache will hold, see `CrossPrunedCache`; None where it holds everything.
         """
-        b, _ = self._begin(call)
+        b = self._begin(call)
         states = call["cross_attention_states"]
         if states.ndim != 3 or len(states) % (b * self._tiles):
             raise ValueError(
@@ -220,7 +220,7 @@ class CrossPrunedModel(PrunedModel):
         """Runs the pruner on every tile that is seen, those of one image together."""
         _, images, tiles, n, d = states.shape
         place = torch.arange(images * tiles * n, device=states.device).view(images, tiles, n)
-        result = Across([], [], [], 0)
+        all_features, all_columns, all_groups = [], [], []
         dropped = 0
         for row, whole in zip(seen, states, strict=True):
             features, columns, groups = [whole.new_empty(0, d)], [place.new_empty(0)], []
@@ -233,10 +233,10 @@ class CrossPrunedModel(PrunedModel):
                 columns.append(place[number, own].flatten()[choice.rows])
                 groups += [KeptGroup(*group, number) for group in choice.groups]
                 dropped += len(own) * n - len(choice.rows)
-            result.states.append(torch.cat(features))
-            result.columns.append(torch.cat(columns))
-            result.groups.append(groups)
-        return Across(result.states, result.columns, result.groups, dropped)
+            all_features.append(torch.cat(features))
+            all_columns.append(torch.cat(columns))
+            all_groups.append(groups)
+        return Across(all_features, all_columns, all_groups, dropped)
 
     def _across_mask(
         self, call: dict[str, Any], columns: Tensor, total: int, cache: Cache | None
