@@ -638,6 +638,37 @@ EXPERIMENTAL = {
             types=("mm_token_type_ids", modality),
         ),
         Specimen(
+            "qwen3_5_moe",
+            builder(
+                "Qwen3_5MoeForConditionalGeneration",
+                "Qwen3_5MoeConfig",
+                vision_config=QWEN_VISION
+                | {
+                    "depth": 2,
+                    **MERGED,
+                    "num_position_embeddings": 64,
+                },
+                text_config=TEXT
+                | {
+                    "rope_parameters": MROPE | {"partial_rotary_factor": 1.0},
+                    "head_dim": 8,
+                    "num_experts": 4,
+                    "num_experts_per_tok": 2,
+                    "moe_intermediate_size": 32,
+                    "shared_expert_intermediate_size": 32,
+                    "linear_key_head_dim": 8,
+                    "linear_value_head_dim": 8,
+                    "linear_num_key_heads": 2,
+                    "linear_num_value_heads": 4,
+                    "layer_types": ["linear_attention", "full_attention", "linear_attention"],
+                },
+                image_token_id=IMAGE,
+                video_token_id=VIDEO,
+            ),
+            qwen_image,
+            types=("mm_token_type_ids", modality),
+        ),
+        Specimen(
             "lfm2_vl",
             builder(
                 "Lfm2VlForConditionalGeneration",
