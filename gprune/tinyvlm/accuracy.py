@@ -13,13 +13,12 @@ from transformers import LlavaForConditionalGeneration
 
 from gprune.pruners import Pruner
 from gprune.tinyvlm import easyvqa
-from gprune.tinyvlm.packing import answered, pack, packed_logits
-from gprune.tinyvlm.scenes import GRID, QUESTION_TYPES, Question, make_scene
+from gprune.tinyvlm.packing import answered, pack, said
+from gprune.tinyvlm.scenes import GRID, QUESTION_TYPES, RICH_TYPES, Question, make_scene
 from gprune.tinyvlm.vocabulary import build_tokenizer
 from gprune.tokens import VisualTokens
 
-VISUAL_TOKENS = GRID * GRID
-# In the order of tables: what scenes ask, then the third-party set.
+# In the order of tables: what the shipped model was taught, then the third-party set.
 TYPES = (*QUESTION_TYPES, "easy_vqa")
 
 
@@ -31,7 +30,9 @@ class Sample:
     questions: list[Question]
 
 
-def held_out(split: str, scenes: int, easy_vqa: int, seed: int = 0) -> list[Sample]:
+def held_out(
+    split: str, scenes: int, easy_vqa: int, seed: int = 0, grid: int = GRID, rich: bool = False
+) -> list[Sample]:
     """The first pictures of a split: generated scenes, then the official easy-VQA ones.
 
     Args:
@@ -39,11 +40,14 @@ def held_out(split: str, scenes: int, easy_vqa: int, seed: int = 0) -> list[Samp
         scenes: how many generated scenes.
         easy_vqa: how many easy-VQA pictures, each with at most eight of its questions.
         seed: of the scenes.
+        grid: patches a side of the model that will see them.
+        rich: rich scenes with their questions, see `make_scene`.
     """
-    generated = (make_scene(split, seed, index) for index in range(scenes))
-    samples = [Sample(scene.draw(), scene.ask()) for scene in generated]
+    kinds = RICH_TYPES if rich else QUESTION_TYPES
+    generated = (make_scene(split, seed, index, rich=rich) for index in range(scenes))
+    samples = [Sample(scene.draw(grid), scene.ask(kinds)) for scene in generated]
     samples += [
-        Sample(easyvqa.image(split, index), easyvqa.ask(split, index, 8))
+        Sample(easyvqa.image(split, index, grid), easyvqa.ask(split, index, 8))
         for index in easyvqa.indices(split)[:easy_vqa]
     ]
     return samples
@@ -57,7 +61,15 @@ def to_pixels(pictures: Sequence[Image.Image]) -> Tensor:
 
 def vision_features(model: LlavaForConditionalGeneration, pixels: Tensor) -> Tensor:
     """The vision tower's patch features before the projector, [b, n, width]."""
-    return model.model.vision_tower(pixels).last_hidden_state[:, 1:]
+    hidden: Tensor = model.model.vision_tower(pixels).last_hidden_state
+    # A CLS token comes first, where there is one.
+    return hidden[:, -(grid_of(model) ** 2) :]
+
+
+def grid_of(model: LlavaForConditionalGeneration) -> int:
+    """Patches a side."""
+    vision = model.config.vision_config
+    return int(vision.image_size // vision.patch_size)
 
 
 def projected_batches(
@@ -88,21 +100,22 @@ def score(
         pruner: None keeps all tokens.
     """
     tokenizer = build_tokenizer()
+    grid = grid_of(model)
     outcomes: list[list[bool]] = []
     for features, questions in projected_batches(model, samples):
-        packed = pack(questions, tokenizer, VISUAL_TOKENS)
+        packed = pack(questions, tokenizer, grid**2)
         places = None
         if pruner is not None:
-            reduced = [pruner.reduce(VisualTokens(x, grid=(GRID, GRID))) for x in features]
+            reduced = [pruner.reduce(VisualTokens(x, grid=(grid, grid))) for x in features]
             # Equal counts: every picture has as many tokens.
             places, features = (torch.stack(part) for part in zip(*reduced, strict=True))
-        outcomes += answered(packed_logits(model, features, packed, places), packed)
+        outcomes += answered(said(model, features, packed, places), packed, tokenizer)
     return outcomes
 
 
 def by_type(samples: Sequence[Sample], outcomes: Sequence[Sequence[bool]]) -> dict[str, list[bool]]:
-    """The outcomes of `score` by question type, in the order of `TYPES`."""
-    right: dict[str, list[bool]] = {kind: [] for kind in TYPES}
+    """The outcomes of `score` by question type, in the order of `RICH_TYPES`, easy-VQA last."""
+    right: dict[str, list[bool]] = {kind: [] for kind in (*RICH_TYPES, "easy_vqa")}
     for sample, results in zip(samples, outcomes, strict=True):
         for question, good in zip(sample.questions, results, strict=True):
             right[question.kind].append(good)

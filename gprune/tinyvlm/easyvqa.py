@@ -11,7 +11,7 @@ import functools
 import numpy as np
 from PIL import Image
 
-from gprune.tinyvlm.scenes import IMAGE_SIZE, Question
+from gprune.tinyvlm.scenes import GRID, PATCH_SIZE, Question
 
 # The training split's tail serves as validation; the official test split is left alone.
 VALIDATION_IMAGES = 200
@@ -43,11 +43,11 @@ def indices(split: str) -> list[int]:
     return every[-VALIDATION_IMAGES:] if split == "validation" else every
 
 
-def image(split: str, index: int) -> Image.Image:
-    """A picture, enlarged as the tiny VLM's image processor enlarges it."""
+def image(split: str, index: int, grid: int = GRID) -> Image.Image:
+    """A picture, enlarged as the image processor of a model with ``grid`` patches a side does."""
     path = _split("test" if split == "test" else "train")[0][index]
     with Image.open(path) as stored:
-        size = (IMAGE_SIZE, IMAGE_SIZE)
+        size = (grid * PATCH_SIZE, grid * PATCH_SIZE)
         return stored.convert("RGB").resize(size, Image.Resampling.BICUBIC)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,10 @@ from transformers import (
     LlavaConfig,
     LlavaForConditionalGeneration,
     LlavaProcessor,
+    SiglipVisionConfig,
 )
 
-from gprune.tinyvlm.scenes import GRID, IMAGE_SIZE, PATCH_SIZE
+from gprune.tinyvlm.scenes import GRID, PATCH_SIZE
 from gprune.tinyvlm.vocabulary import IMAGE, build_tokenizer
 
 # Amplitude of the sinusoids that position embeddings start from.
@@ -37,23 +39,63 @@ CHAT_TEMPLATE = (
 )
 
 
-def build_config() -> LlavaConfig:
-    """The architecture: 14x14 = 196 visual tokens of width 192."""
+TOWERS = ("clip", "siglip")
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """How a tiny VLM is built; the defaults are the shipped one's.
+
+    Attributes:
+        tower: ``clip``, with a CLS token, or ``siglip``, without.
+        grid: patches a side, all of which reach the language model.
+        vision_width: of the tower's tokens.
+        vision_layers: of the tower.
+        text_width: of the language model's tokens.
+        text_layers: of the language model.
+
+    Raises:
+        ValueError: ``tower`` is neither.
+    """
+
+    tower: str = "clip"
+    grid: int = GRID
+    vision_width: int = 128
+    vision_layers: int = 5
+    text_width: int = 192
+    text_layers: int = 4
+
+    def __post_init__(self) -> None:
+        if self.tower not in TOWERS:
+            raise ValueError(f"tower={self.tower!r} must be one of {', '.join(TOWERS)}")
+
+    @property
+    def with_cls(self) -> bool:
+        """Whether the tower has a CLS token, which the language model does not get."""
+        return self.tower == "clip"
+
+
+def build_config(architecture: Architecture) -> LlavaConfig:
+    """The configuration in transformers' terms."""
     tokenizer = build_tokenizer()
-    vision = CLIPVisionConfig(
-        hidden_size=128,
-        intermediate_size=512,
-        num_hidden_layers=5,
-        num_attention_heads=4,
-        image_size=IMAGE_SIZE,
-        patch_size=PATCH_SIZE,
-        projection_dim=128,
-    )
+    shape = {
+        "hidden_size": architecture.vision_width,
+        "intermediate_size": 4 * architecture.vision_width,
+        "num_hidden_layers": architecture.vision_layers,
+        "num_attention_heads": architecture.vision_width // 32,
+        "image_size": architecture.grid * PATCH_SIZE,
+        "patch_size": PATCH_SIZE,
+    }
+    vision: CLIPVisionConfig | SiglipVisionConfig
+    if architecture.with_cls:
+        vision = CLIPVisionConfig(**shape, projection_dim=architecture.vision_width)
+    else:
+        vision = SiglipVisionConfig(**shape, vision_use_head=False)
     text = LlamaConfig(
         vocab_size=len(tokenizer),
-        hidden_size=192,
-        intermediate_size=512,
-        num_hidden_layers=4,
+        hidden_size=architecture.text_width,
+        intermediate_size=architecture.text_width * 8 // 3,
+        num_hidden_layers=architecture.text_layers,
         num_attention_heads=4,
         num_key_value_heads=4,
         max_position_embeddings=1024,
@@ -66,23 +108,27 @@ def build_config() -> LlavaConfig:
         vision_config=vision,
         text_config=text,
         image_token_id=tokenizer.convert_tokens_to_ids(IMAGE),
-        image_seq_length=GRID**2,
+        image_seq_length=architecture.grid**2,
         vision_feature_layer=-1,
-        vision_feature_select_strategy="default",
+        vision_feature_select_strategy="default" if architecture.with_cls else "full",
         pad_token_id=tokenizer.pad_token_id,
         tie_word_embeddings=True,
     )
 
 
-def build_model(seed: int) -> LlavaForConditionalGeneration:
+def build_model(
+    seed: int, architecture: Architecture | None = None
+) -> LlavaForConditionalGeneration:
     """A freshly initialised model; the same seed gives the same weights."""
+    architecture = architecture or Architecture()
     torch.manual_seed(seed)
-    model = LlavaForConditionalGeneration(build_config())
+    model = LlavaForConditionalGeneration(build_config(architecture))
     # A tower that starts from random position embeddings hardly learns to use them: it sees what
-    # is there, not where. Row 0 is the CLS token.
+    # is there, not where. The CLS token, which comes first, has no place.
     with torch.no_grad():
         table = model.model.vision_tower.embeddings.position_embedding.weight
-        table[1:] += PLACE_SCALE * sinusoids(GRID, table.shape[1])
+        places = sinusoids(architecture.grid, table.shape[1])
+        table[-len(places) :] += PLACE_SCALE * places
     config = model.generation_config
     config.max_new_tokens = 8
     config.pad_token_id = model.config.text_config.pad_token_id
@@ -103,9 +149,11 @@ def sinusoids(side: int, width: int) -> Tensor:
     return table - table.mean(0)
 
 
-def build_processor() -> LlavaProcessor:
-    """Pictures of any size in, 112x112 pixels and 196 placeholder tokens out."""
-    size = {"height": IMAGE_SIZE, "width": IMAGE_SIZE}
+def build_processor(architecture: Architecture | None = None) -> LlavaProcessor:
+    """Pictures of any size in, those of the tower and a placeholder for each patch out."""
+    architecture = architecture or Architecture()
+    pixels = architecture.grid * PATCH_SIZE
+    size = {"height": pixels, "width": pixels}
     image_processor = CLIPImageProcessorPil(
         size=size,
         do_center_crop=False,
@@ -116,8 +164,8 @@ def build_processor() -> LlavaProcessor:
         image_processor=image_processor,
         tokenizer=build_tokenizer(),
         patch_size=PATCH_SIZE,
-        vision_feature_select_strategy="default",
-        num_additional_image_tokens=1,  # CLIP's CLS token
+        vision_feature_select_strategy="default" if architecture.with_cls else "full",
+        num_additional_image_tokens=int(architecture.with_cls),
         chat_template=CHAT_TEMPLATE,
     )
 

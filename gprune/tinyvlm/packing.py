@@ -9,13 +9,13 @@ computes when the question is asked alone.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 from transformers import LlavaForConditionalGeneration, PreTrainedTokenizerFast
 
-from gprune.tinyvlm.scenes import Question
+from gprune.tinyvlm.scenes import Question, box_of, overlap
 
 IGNORED = -100
 
@@ -114,14 +114,69 @@ def packed_logits(
     return model.lm_head(hidden[:, 1 + n :])
 
 
-def answered(logits: Tensor, packed: PackedQuestions) -> list[list[bool]]:
-    """Whether greedy decoding gives each question's whole answer and then stops.
+def said(
+    model: LlavaForConditionalGeneration,
+    features: Tensor,
+    packed: PackedQuestions,
+    places: Tensor | None = None,
+) -> Tensor:
+    """The token that greedy decoding gives at every position of an answer, [b, L].
 
-    Teacher forcing decides it: greedy decoding yields the answer exactly if every token of it is
-    the likeliest one after those before.
+    Where only the exact answer is right, one pass that reads it decides: greedy decoding yields it
+    if every token of it is the likeliest one after those before. A box may differ from the answer
+    and be right, so there the model reads what it said itself, which takes a pass for each edge.
+
+    Args:
+        model: in evaluation mode.
+        features: projected visual features, [b, n, d].
+        packed: the questions.
+        places: original index of each visual token where some were pruned, [b, n].
     """
-    right = (logits.argmax(-1) == packed.labels) | (packed.labels == IGNORED)
+    boxes = torch.zeros_like(packed.ids, dtype=torch.bool)
+    for row, asked in enumerate(packed.questions):
+        for segment, question in enumerate(asked):
+            if question.kind == "box":
+                boxes[row] |= packed.segments[row] == segment
+    inside = boxes & (packed.labels != IGNORED)
+    read = inside[:, 1:] & inside[:, :-1] & (packed.segments[:, 1:] == packed.segments[:, :-1])
+    ids = packed.ids
+    while True:
+        given = packed_logits(model, features, replace(packed, ids=ids), places).argmax(-1)
+        following = ids.clone()
+        following[:, 1:] = torch.where(read, given[:, :-1], ids[:, 1:])
+        if torch.equal(following, ids):
+            return given
+        ids = following
+
+
+# How much of the union of two boxes they must share for the one to be found, as detection has it.
+SHARED = 0.5
+
+
+def answered(
+    given: Tensor, packed: PackedQuestions, tokenizer: PreTrainedTokenizerFast
+) -> list[list[bool]]:
+    """Whether each question was answered right, and the answer ended.
+
+    Args:
+        given: what `said` returns, [b, L].
+        packed: the questions.
+        tokenizer: of the model.
+    """
     return [
-        [bool(right[row][packed.segments[row] == segment].all()) for segment in range(len(asked))]
+        [
+            _is_right(question, given[row][mine], packed.labels[row][mine], tokenizer)
+            for segment, question in enumerate(asked)
+            for mine in [(packed.segments[row] == segment) & (packed.labels[row] != IGNORED)]
+        ]
         for row, asked in enumerate(packed.questions)
     ]
+
+
+def _is_right(
+    question: Question, given: Tensor, label: Tensor, tokenizer: PreTrainedTokenizerFast
+) -> bool:
+    if question.kind != "box" or given[-1] != label[-1]:
+        return torch.equal(given, label)
+    told, true = box_of(tokenizer.decode(given[:-1])), box_of(question.answer)
+    return told is not None and true is not None and overlap(told, true) >= SHARED

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import functools
 import math
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,9 +21,12 @@ import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-IMAGE_SIZE = 112
+# Where things lie is told in units of a 112th of the picture's side, whatever its size in pixels.
+SIDE = 112
+# Patches a side of the shipped model, and how many pixels a patch has in every model.
+GRID = 14
 PATCH_SIZE = 8
-GRID = IMAGE_SIZE // PATCH_SIZE
+IMAGE_SIZE = GRID * PATCH_SIZE
 # Shapes and digits are drawn at twice the size and averaged down, which is what antialiasing is.
 SUPERSAMPLE = 2
 
@@ -52,6 +56,8 @@ TINTS: dict[str, tuple[int, int, int]] = {
 PATTERNS = ("plain", "stripes", "dots", "checks", "zigzag")
 SIDES = {"columns": ("left", "right"), "rows": ("top", "bottom")}
 DIGITS = tuple("0123456789")
+# Without vowels no row of letters is a word of the questions.
+LETTERS = tuple("bcdfghklmnprtvxz")
 INK = (25, 25, 45)
 
 # matplotlib, a dependency of the core, carries these fonts: no system font is needed.
@@ -68,11 +74,16 @@ FONTS = (
 # Dense labels of a patch: what it shows and in which colour. Background patches carry their own
 # pattern and tint: one class "background" would make their features nearly identical, and that
 # alone could decide a ranking of pruning methods.
-KINDS = SHAPES + DIGITS + PATTERNS
+KINDS = SHAPES + DIGITS + PATTERNS + LETTERS
 HUES = (*COLORS, "ink", *TINTS)
-# What a patch marks: which digit of its number it shows, or the centre of an object.
+# What a patch marks: which sign of its text it shows, or the centre of an object.
 MARKS = ("none", "first", "second", "third", "centre")
 
+# Boxes are told as left, top, right and bottom edges, each in one of so many equal steps.
+EDGES = ("left", "top", "right", "bottom")
+BINS = 32
+
+# What the shipped checkpoint was taught, and what a richer recipe teaches besides.
 QUESTION_TYPES = (
     "text",
     "count",
@@ -83,11 +94,12 @@ QUESTION_TYPES = (
     "exist",
     "relation",
 )
+RICH_TYPES = (*QUESTION_TYPES, "object", "box", "bigger", "same_color")
 
 
 @dataclass(frozen=True)
 class Object:
-    """A coloured shape: centre (x, y) and radius in pixels of the finished picture."""
+    """A coloured shape: centre (x, y) and radius in units of the picture."""
 
     shape: str
     color: str
@@ -99,12 +111,19 @@ class Object:
     def name(self) -> str:
         return f"{self.color} {self.shape}"
 
+    @property
+    def box(self) -> tuple[float, float, float, float]:
+        """What the drawn shape fills: left, top, right and bottom, in units."""
+        across, up, down = EXTENTS.get(self.shape, (1.0, 1.0, 1.0))
+        x, y, r = self.x, self.y, self.radius
+        return x - across * r, y - up * r, x + across * r, y + down * r
+
 
 @dataclass(frozen=True)
 class Text:
-    """A number, its box (left, top, right, bottom) and the left edge of each digit, in pixels."""
+    """Three digits or letters, their box (left, top, right, bottom) and left edges, in units."""
 
-    digits: str
+    signs: str
     font: str
     size: int
     box: tuple[float, float, float, float]
@@ -113,7 +132,7 @@ class Text:
 
 @dataclass(frozen=True)
 class Question:
-    """A question of one of ``QUESTION_TYPES`` (or ``easy_vqa``) with its only right answer."""
+    """A question of one of ``RICH_TYPES`` (or ``easy_vqa``) with its only right answer."""
 
     kind: str
     question: str
@@ -128,17 +147,17 @@ class Scene:
     seed: int
     index: int
     layout: str  # "columns": left and right halves; "rows": top and bottom halves
-    border: int  # where the halves meet, in pixels
+    border: int  # where the halves meet, in units
     patterns: tuple[str, str]
     tints: tuple[str, str]
     phases: tuple[float, float]
     objects: tuple[Object, ...]
     texts: tuple[Text, ...]
 
-    def draw(self) -> Image.Image:
-        """The RGB picture, ``IMAGE_SIZE`` pixels a side."""
+    def draw(self, grid: int = GRID) -> Image.Image:
+        """The RGB picture for a model with ``grid`` patches of ``PATCH_SIZE`` pixels a side."""
         canvas = Image.fromarray(self._background())
-        size = IMAGE_SIZE * SUPERSAMPLE
+        size = SIDE * SUPERSAMPLE
         canvas = canvas.resize((size, size), Image.Resampling.NEAREST)
         pen = ImageDraw.Draw(canvas)
         for item in self.objects:
@@ -146,69 +165,92 @@ class Scene:
         for text in self.texts:
             font = load_font(text.font, text.size * SUPERSAMPLE)
             left, top = text.box[0] * SUPERSAMPLE, text.box[1] * SUPERSAMPLE
-            pen.text((left, top), text.digits, font=font, fill=INK, anchor="lt")
-        return canvas.resize((IMAGE_SIZE, IMAGE_SIZE), Image.Resampling.BOX)
+            pen.text((left, top), text.signs.upper(), font=font, fill=INK, anchor="lt")
+        return canvas.resize((grid * PATCH_SIZE, grid * PATCH_SIZE), Image.Resampling.BOX)
 
-    def patch_labels(self) -> tuple[np.ndarray, np.ndarray]:
-        """Dense labels of the patches: indices into ``KINDS`` and ``HUES``, both [GRID, GRID]."""
-        kinds = np.zeros((IMAGE_SIZE, IMAGE_SIZE), dtype=np.uint8)
+    def patch_labels(self, grid: int = GRID) -> tuple[np.ndarray, np.ndarray]:
+        """Dense labels of the patches: indices into ``KINDS`` and ``HUES``, both [grid, grid]."""
+        pixels, scale = grid * PATCH_SIZE, grid * PATCH_SIZE / SIDE
+        kinds = np.zeros((pixels, pixels), dtype=np.uint8)
         hues = np.zeros_like(kinds)
-        for half, region in enumerate(self._halves()):
+        for half, region in enumerate(self._halves(scale)):
             kinds[region] = KINDS.index(self.patterns[half])
             hues[region] = HUES.index(self.tints[half])
         kind_image, hue_image = Image.fromarray(kinds), Image.fromarray(hues)
         kind_pen, hue_pen = ImageDraw.Draw(kind_image), ImageDraw.Draw(hue_image)
         for item in self.objects:
-            draw_shape(kind_pen, item, KINDS.index(item.shape), 1)
-            draw_shape(hue_pen, item, HUES.index(item.color), 1)
+            draw_shape(kind_pen, item, KINDS.index(item.shape), scale)
+            draw_shape(hue_pen, item, HUES.index(item.color), scale)
         for text in self.texts:
-            for digit, area in zip(text.digits, digit_areas(text), strict=True):
-                kind_pen.rectangle(area, fill=KINDS.index(digit))
+            for sign, area in zip(text.signs, sign_areas(text, scale), strict=True):
+                kind_pen.rectangle(area, fill=KINDS.index(sign))
                 hue_pen.rectangle(area, fill=HUES.index("ink"))
-        weight_kind = np.where(np.arange(len(KINDS)) < len(KINDS) - len(PATTERNS), 2, 1)
-        weight_hue = np.where(np.arange(len(HUES)) < len(HUES) - len(TINTS), 2, 1)
+        weight_kind = np.where([kind in PATTERNS for kind in KINDS], 1, 2)
+        weight_hue = np.where([hue in TINTS for hue in HUES], 1, 2)
         return (
             heaviest_label(np.asarray(kind_image), weight_kind),
             heaviest_label(np.asarray(hue_image), weight_hue),
         )
 
-    def patch_marks(self) -> np.ndarray:
-        """Indices into ``MARKS``, [GRID, GRID]: the order of digits and the centres of objects."""
-        marks = Image.fromarray(np.zeros((IMAGE_SIZE, IMAGE_SIZE), dtype=np.uint8))
+    def patch_marks(self, grid: int = GRID) -> np.ndarray:
+        """Indices into ``MARKS``, [grid, grid]: the order of signs and the centres of objects."""
+        scale = grid * PATCH_SIZE / SIDE
+        marks = Image.fromarray(np.zeros((grid * PATCH_SIZE,) * 2, dtype=np.uint8))
         pen = ImageDraw.Draw(marks)
         for text in self.texts:
-            for place, area in enumerate(digit_areas(text), 1):
+            for place, area in enumerate(sign_areas(text, scale), 1):
                 pen.rectangle(area, fill=place)
         result = heaviest_label(np.asarray(marks), np.array([1, 2, 2, 2, 2]))
         for item in self.objects:
-            result[int(item.y) // PATCH_SIZE, int(item.x) // PATCH_SIZE] = MARKS.index("centre")
+            row, column = (int(place * scale) // PATCH_SIZE for place in (item.y, item.x))
+            result[row, column] = MARKS.index("centre")
         return result
 
-    def foreground(self) -> np.ndarray:
-        """True where a patch shows an object or a digit rather than background: [GRID, GRID]."""
-        return self.patch_labels()[0] < len(KINDS) - len(PATTERNS)
+    def patch_edges(self, grid: int = GRID) -> np.ndarray:
+        """The box of the object that a patch shows, in ``BINS``: [grid, grid, 4], -1 elsewhere.
 
-    def ask(self, kinds: Sequence[str] = QUESTION_TYPES) -> list[Question]:
-        """At most one question of each kind asked for, those that this scene can answer."""
-        # A stream of its own: which kinds are asked must not change how another is worded.
-        questions = (
-            ASKERS[kind](
-                self,
-                stream(self.split, self.seed, self.index, 1 + QUESTION_TYPES.index(kind)),
-            )
-            for kind in kinds
-        )
-        return [question for question in questions if question is not None]
+        Where two objects share a patch, it belongs to the later one, as its other labels do.
+        """
+        scale = grid * PATCH_SIZE / SIDE
+        owners = Image.fromarray(np.zeros((grid * PATCH_SIZE,) * 2, dtype=np.uint8))
+        pen = ImageDraw.Draw(owners)
+        for number, item in enumerate(self.objects, 1):
+            draw_shape(pen, item, number, scale)
+        weight = np.full(len(self.objects) + 1, 2)
+        weight[0] = 1
+        owner = heaviest_label(np.asarray(owners), weight)
+        boxes = np.array([[-1] * 4, *(binned(item.box) for item in self.objects)])
+        return boxes[owner]
 
-    def _halves(self) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
-        whole = slice(0, IMAGE_SIZE)
-        first, second = slice(0, self.border), slice(self.border, IMAGE_SIZE)
+    def foreground(self, grid: int = GRID) -> np.ndarray:
+        """True where a patch shows an object or a sign rather than background: [grid, grid]."""
+        background = [index for index, kind in enumerate(KINDS) if kind in PATTERNS]
+        return ~np.isin(self.patch_labels(grid)[0], background)
+
+    def ask(self, kinds: Sequence[str] = QUESTION_TYPES, times: int = 1) -> list[Question]:
+        """Up to ``times`` different questions of each kind, as far as this scene can answer them.
+
+        Which kinds are asked, and how often, does not change how another question is worded.
+        """
+        asked: dict[str, Question] = {}
+        for kind in kinds:
+            rng = stream(self.split, self.seed, self.index, 1 + RICH_TYPES.index(kind))
+            for _ in range(times):
+                question = ASKERS[kind](self, rng)
+                if question is not None:
+                    asked.setdefault(question.question, question)
+        return list(asked.values())
+
+    def _halves(self, scale: float = 1) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
+        whole = slice(0, None)
+        border = round(self.border * scale)
+        first, second = slice(0, border), slice(border, None)
         if self.layout == "columns":
             return (whole, first), (whole, second)
         return (first, whole), (second, whole)
 
     def _background(self) -> np.ndarray:
-        pixels = np.empty((IMAGE_SIZE, IMAGE_SIZE, 3), dtype=np.uint8)
+        pixels = np.empty((SIDE, SIDE, 3), dtype=np.uint8)
         for half, region in enumerate(self._halves()):
             tint = np.array(TINTS[self.tints[half]])
             ink = (tint * 0.72).astype(np.uint8)
@@ -217,15 +259,28 @@ class Scene:
         return pixels
 
 
-def make_scene(split: str, seed: int, index: int, crowded: bool = False) -> Scene:
-    """The scene of ``(split, seed, index)``; ``crowded`` asks for several numbers and
-    many small objects, which give a dense per-patch objective more to learn from each picture.
+def make_scene(
+    split: str, seed: int, index: int, crowded: bool = False, rich: bool = False
+) -> Scene:
+    """The scene of ``(split, seed, index)``.
+
+    Args:
+        split: ``train``, ``validation`` or ``test``.
+        seed: of the stream of scenes.
+        index: which scene of it.
+        crowded: several texts and many small objects, which give a dense per-patch objective more
+            to learn from each picture.
+        rich: letters as well as digits, more objects, and often few colours, so that objects share
+            them.
+
+    Raises:
+        ValueError: ``split`` is none of the three.
     """
     if split not in SPLITS:
         raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {split!r}")
     rng = stream(split, seed, index, 0)
     layout = str(rng.choice(list(SIDES)))
-    border = int(rng.integers(IMAGE_SIZE * 3 // 8, IMAGE_SIZE * 5 // 8 + 1))
+    border = int(rng.integers(SIDE * 3 // 8, SIDE * 5 // 8 + 1))
     first, second = rng.choice(PATTERNS, 2)
     patterns = (str(first), str(second))
     first, second = rng.choice(list(TINTS), 2, replace=False)
@@ -233,12 +288,17 @@ def make_scene(split: str, seed: int, index: int, crowded: bool = False) -> Scen
     phases = (float(rng.random()), float(rng.random()))
     taken: list[tuple[float, float, float, float]] = []
     numbers = int(rng.integers(2, 6)) if crowded else int(rng.random() < 0.75)
-    texts = [text for _ in range(numbers) if (text := _place_text(rng, taken)) is not None]
-    wanted = int(rng.integers(5, 11)) if crowded else int(rng.integers(1, 8))
+    signs = (DIGITS, LETTERS) if rich else (DIGITS,)
+    texts = [text for _ in range(numbers) if (text := _place_text(rng, taken, signs)) is not None]
+    most = 9 if rich else 7
+    wanted = int(rng.integers(5, 11)) if crowded else int(rng.integers(1, most + 1))
     scale = float(rng.uniform(0.6, 1.0) if crowded else rng.uniform(0.7, 1.6))
+    colors = list(COLORS)
+    if rich:
+        colors = [str(name) for name in rng.permutation(colors)[: int(rng.integers(2, 11))]]
     objects = []
     for _ in range(wanted):
-        item = _place_object(rng, taken, scale)
+        item = _place_object(rng, taken, scale, colors)
         if item is not None:
             objects.append(item)
     return Scene(
@@ -269,8 +329,8 @@ def _free_spot(
     """Top left corner of a box that meets no other, found by trying; None when there is no room."""
     gap = 2
     for _ in range(30):
-        left = float(rng.uniform(1, IMAGE_SIZE - width - 1))
-        top = float(rng.uniform(1, IMAGE_SIZE - height - 1))
+        left = float(rng.uniform(1, SIDE - width - 1))
+        top = float(rng.uniform(1, SIDE - height - 1))
         box = (left, top, left + width, top + height)
         if all(
             box[2] + gap <= other[0]
@@ -285,9 +345,12 @@ def _free_spot(
 
 
 def _place_object(
-    rng: np.random.Generator, taken: list[tuple[float, float, float, float]], scale: float
+    rng: np.random.Generator,
+    taken: list[tuple[float, float, float, float]],
+    scale: float,
+    colors: Sequence[str],
 ) -> Object | None:
-    shape, color = str(rng.choice(SHAPES)), str(rng.choice(list(COLORS)))
+    shape, color = str(rng.choice(SHAPES)), str(rng.choice(colors))
     radius = float(rng.uniform(7, 15)) * scale
     spot = _free_spot(rng, taken, 2 * radius, 2 * radius)
     if spot is None:
@@ -296,18 +359,24 @@ def _place_object(
 
 
 def _place_text(
-    rng: np.random.Generator, taken: list[tuple[float, float, float, float]]
+    rng: np.random.Generator,
+    taken: list[tuple[float, float, float, float]],
+    signs: Sequence[Sequence[str]],
 ) -> Text | None:
-    digits = "".join(str(digit) for digit in rng.integers(0, 10, 3))
+    # Asked only where there is a choice, so that scenes of digits alone stay what they were.
+    kind = signs[int(rng.integers(len(signs)))] if len(signs) > 1 else signs[0]
+    written = "".join(kind[int(place)] for place in rng.integers(0, len(kind), 3))
     name, size = str(rng.choice(FONTS)), int(rng.integers(19, 29))
     font = load_font(name, size * SUPERSAMPLE)
-    left, top, right, bottom = font.getbbox(digits, anchor="lt")
+    left, top, right, bottom = font.getbbox(written.upper(), anchor="lt")
     width, height = (right - left) / SUPERSAMPLE, (bottom - top) / SUPERSAMPLE
     spot = _free_spot(rng, taken, width, height)
     if spot is None:
         return None
-    edges = tuple(spot[0] + font.getlength(digits[:i]) / SUPERSAMPLE for i in range(len(digits)))
-    return Text(digits, name, size, (*spot, spot[0] + width, spot[1] + height), edges)
+    edges = tuple(
+        spot[0] + font.getlength(written[:i].upper()) / SUPERSAMPLE for i in range(len(written))
+    )
+    return Text(written, name, size, (*spot, spot[0] + width, spot[1] + height), edges)
 
 
 @functools.lru_cache(maxsize=256)
@@ -319,11 +388,11 @@ def load_font(name: str, size: int) -> ImageFont.FreeTypeFont:
 
 
 def pattern_mask(pattern: str, phase: float) -> np.ndarray:
-    """True where a pattern puts ink, [IMAGE_SIZE, IMAGE_SIZE]; ``phase`` in [0, 1) shifts it."""
-    y, x = np.mgrid[0:IMAGE_SIZE, 0:IMAGE_SIZE]
+    """True where a pattern puts ink, [SIDE, SIDE]; ``phase`` in [0, 1) shifts it."""
+    y, x = np.mgrid[0:SIDE, 0:SIDE]
     shift = int(phase * 12)
     if pattern == "plain":
-        return np.zeros((IMAGE_SIZE, IMAGE_SIZE), dtype=bool)
+        return np.zeros((SIDE, SIDE), dtype=bool)
     if pattern == "stripes":
         return (x + shift) % 8 < 3
     if pattern == "dots":
@@ -336,7 +405,7 @@ def pattern_mask(pattern: str, phase: float) -> np.ndarray:
 
 
 def draw_shape(
-    pen: ImageDraw.ImageDraw, item: Object, fill: tuple[int, int, int] | int, scale: int
+    pen: ImageDraw.ImageDraw, item: Object, fill: tuple[int, int, int] | int, scale: float
 ) -> None:
     """Draws ``item`` on a canvas ``scale`` times the picture's size."""
     x, y, r = item.x * scale, item.y * scale, item.radius * scale
@@ -385,29 +454,53 @@ OUTLINES: dict[str, list[tuple[float, float]]] = {
 }
 
 
-def digit_areas(text: Text) -> list[tuple[float, float, float, float]]:
-    """The box of each digit: a glyph's strokes are thin, so its whole box stands for it."""
-    _, top, right, bottom = text.box
-    ends = (*text.edges[1:], right)
+# How far a shape reaches to either side, up and down, in units of its radius, where it is not 1.
+EXTENTS = {
+    "rectangle": (1.0, 0.72, 0.72),
+    **{
+        shape: (
+            max(abs(dx) for dx, _ in corners),
+            -min(dy for _, dy in corners),
+            max(dy for _, dy in corners),
+        )
+        for shape, corners in OUTLINES.items()
+    },
+}
+
+
+def sign_areas(text: Text, scale: float) -> list[tuple[float, float, float, float]]:
+    """The box of each sign in pixels: a glyph's strokes are thin, so its whole box stands for it.
+
+    Args:
+        text: what is written where.
+        scale: pixels a unit.
+    """
+    _, top, right, bottom = (place * scale for place in text.box)
+    starts = [edge * scale for edge in text.edges]
+    ends = (*starts[1:], right)
     return [
         (start, top, max(start, end - 1), bottom - 1)
-        for start, end in zip(text.edges, ends, strict=True)
+        for start, end in zip(starts, ends, strict=True)
     ]
 
 
 def heaviest_label(labels: np.ndarray, weight: np.ndarray) -> np.ndarray:
-    """The label with the most weighted pixels of each patch: [GRID, GRID], ties to the lowest."""
-    patches = labels.reshape(GRID, PATCH_SIZE, GRID, PATCH_SIZE).swapaxes(1, 2)
-    flat = patches.reshape(GRID * GRID, PATCH_SIZE * PATCH_SIZE).astype(np.int64)
-    counts = np.zeros((GRID * GRID, len(weight)), dtype=np.int64)
-    np.add.at(counts, (np.arange(GRID * GRID)[:, None], flat), 1)
-    return (counts * weight).argmax(1).reshape(GRID, GRID)
+    """The label with the most weighted pixels of each patch: [grid, grid], ties to the lowest."""
+    grid = len(labels) // PATCH_SIZE
+    patches = labels.reshape(grid, PATCH_SIZE, grid, PATCH_SIZE).swapaxes(1, 2)
+    flat = patches.reshape(grid * grid, PATCH_SIZE * PATCH_SIZE).astype(np.int64)
+    counts = np.zeros((grid * grid, len(weight)), dtype=np.int64)
+    np.add.at(counts, (np.arange(grid * grid)[:, None], flat), 1)
+    return (counts * weight).argmax(1).reshape(grid, grid)
 
 
 def _ask_text(scene: Scene, rng: np.random.Generator) -> Question | None:
     if len(scene.texts) != 1:
         return None
-    return Question("text", "what number is written in the image?", scene.texts[0].digits)
+    written = scene.texts[0].signs
+    if written[0] in LETTERS:
+        return Question("text", "what letters are written in the image?", written)
+    return Question("text", "what number is written in the image?", written)
 
 
 def _ask_count(scene: Scene, rng: np.random.Generator) -> Question | None:
@@ -500,6 +593,88 @@ def _ask_relation(scene: Scene, rng: np.random.Generator) -> Question | None:
     return Question("relation", f"is the {one.name} {false_word} the {other.name}?", "no")
 
 
+def _ask_object(scene: Scene, rng: np.random.Generator) -> Question | None:
+    if len(scene.objects) != 1:
+        return None
+    return Question("object", "what object is there?", scene.objects[0].name)
+
+
+def binned(box: tuple[float, float, float, float]) -> list[int]:
+    """The step of ``BINS`` in which each edge of a box in units lies."""
+    return [min(BINS - 1, max(0, int(edge * BINS / SIDE))) for edge in box]
+
+
+def box_words(box: tuple[float, float, float, float]) -> str:
+    """A box as the model tells it: ``left3 top10 right7 bottom14``."""
+    return " ".join(f"{edge}{step}" for edge, step in zip(EDGES, binned(box), strict=True))
+
+
+def box_of(words: str) -> tuple[float, float, float, float] | None:
+    """The box in units that `box_words` tells, the middle of each step; None where it is none."""
+    found = re.fullmatch(r"left(\d+) top(\d+) right(\d+) bottom(\d+)", words.strip())
+    if found is None:
+        return None
+    left, top, right, bottom = ((int(step) + 0.5) * SIDE / BINS for step in found.groups())
+    return left, top, right, bottom
+
+
+def overlap(
+    one: tuple[float, float, float, float], other: tuple[float, float, float, float]
+) -> float:
+    """Intersection over union of two boxes (left, top, right, bottom); 0 where one is empty."""
+
+    def area(left: float, top: float, right: float, bottom: float) -> float:
+        return max(0.0, right - left) * max(0.0, bottom - top)
+
+    starts = map(max, one[:2], other[:2])
+    ends = map(min, one[2:], other[2:])
+    shared = area(*starts, *ends)
+    return shared / (area(*one) + area(*other) - shared) if shared else 0.0
+
+
+def _ask_box(scene: Scene, rng: np.random.Generator) -> Question | None:
+    unique = _only([item.name for item in scene.objects])
+    if not unique:
+        return None
+    item = scene.objects[int(rng.choice(unique))]
+    return Question("box", f"where is the {item.name}?", box_words(item.box))
+
+
+# How many times as large a radius must be for one object to be plainly bigger than another.
+SIZE_MARGIN = 1.25
+
+
+def _ask_bigger(scene: Scene, rng: np.random.Generator) -> Question | None:
+    unique = [scene.objects[i] for i in _only([item.name for item in scene.objects])]
+    pairs = [
+        (one, other)
+        for one in unique
+        for other in unique
+        if one.radius >= SIZE_MARGIN * other.radius
+    ]
+    if not pairs:
+        return None
+    one, other = pairs[int(rng.integers(len(pairs)))]
+    answer = "yes"
+    if rng.random() < 0.5:
+        one, other, answer = other, one, "no"
+    return Question("bigger", f"is the {one.name} bigger than the {other.name}?", answer)
+
+
+def _ask_same_color(scene: Scene, rng: np.random.Generator) -> Question | None:
+    unique = [scene.objects[i] for i in _only([item.shape for item in scene.objects])]
+    pairs = [(one, other) for one in unique for other in unique if one is not other]
+    alike = [(one, other) for one, other in pairs if one.color == other.color]
+    apart = [(one, other) for one, other in pairs if one.color != other.color]
+    # Most scenes have no pair of one colour: those that lack either answer are not asked about.
+    if not alike or not apart:
+        return None
+    answer, among = ("yes", alike) if rng.random() < 0.5 else ("no", apart)
+    one, other = among[int(rng.integers(len(among)))]
+    text = f"are the {one.shape} and the {other.shape} the same color?"
+    return Question("same_color", text, answer)
+
+
 ASKERS: dict[str, Callable[[Scene, np.random.Generator], Question | None]] = {
     "text": _ask_text,
     "count": _ask_count,
@@ -509,4 +684,8 @@ ASKERS: dict[str, Callable[[Scene, np.random.Generator], Question | None]] = {
     "shape": _ask_shape,
     "exist": _ask_exist,
     "relation": _ask_relation,
+    "object": _ask_object,
+    "box": _ask_box,
+    "bigger": _ask_bigger,
+    "same_color": _ask_same_color,
 }

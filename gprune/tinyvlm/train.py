@@ -16,7 +16,7 @@ import json
 import math
 import os
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -30,24 +30,25 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from gprune.tinyvlm import easyvqa
-from gprune.tinyvlm.accuracy import (
-    VISUAL_TOKENS,
-    by_type,
-    held_out,
-    score,
-    to_pixels,
-    vision_features,
-)
-from gprune.tinyvlm.model import build_model, build_processor
+from gprune.tinyvlm.accuracy import by_type, held_out, score, to_pixels, vision_features
+from gprune.tinyvlm.model import Architecture, build_model, build_processor
 from gprune.tinyvlm.packing import IGNORED, PackedQuestions, pack, packed_logits
 from gprune.tinyvlm.scenes import (
+    BINS,
     COLORS,
     DIGITS,
+    EDGES,
+    GRID,
+    HUES,
     KINDS,
+    LETTERS,
     MARKS,
     PATTERNS,
+    QUESTION_TYPES,
+    RICH_TYPES,
     SHAPES,
     TINTS,
+    Question,
     Scene,
     make_scene,
 )
@@ -56,8 +57,16 @@ from gprune.tinyvlm.vocabulary import build_tokenizer
 
 @dataclass(frozen=True)
 class Recipe:
-    """What the shipped checkpoint was trained with; a learning rate decays by a cosine to 1%."""
+    """What a checkpoint is trained with; a learning rate decays by a cosine to 1%.
 
+    The defaults are those of the shipped checkpoint; `RECIPES` names others.
+    """
+
+    architecture: Architecture = field(default_factory=Architecture)
+    rich: bool = False  # scenes, questions and dense labels, see `make_scene`
+    asked: int = 1  # questions of each kind about a scene, as far as it has so many
+    most_asked: int = 99  # of all kinds about one scene
+    low_precision: bool = False  # bf16 autocast: twice as fast where the CPU has units for it
     seed: int = 0
     batch: int = 16
     patch_steps: int = 4500
@@ -74,14 +83,48 @@ class Recipe:
     clip: float = 1.0
 
 
-@dataclass
-class Batch:
-    """Pictures [b, 3, size, size] in [-1, 1], dense labels [b, n] (-100: none) and questions."""
+RECIPES = {
+    "shipped": Recipe(),
+    "rich": Recipe(
+        architecture=Architecture(grid=16, vision_width=160, text_width=192, text_layers=5),
+        rich=True,
+        asked=3,
+        most_asked=18,
+        low_precision=True,
+        easy_vqa_images=2,
+    ),
+}
 
-    pixels: Tensor
+
+@dataclass
+class Labels:
+    """Dense labels of patches, -100 where a patch has none.
+
+    Attributes:
+        kinds: indices into ``KIND_WORDS``, [b, n].
+        hues: indices into ``HUES``, [b, n].
+        marks: indices into ``MARKS``, [b, n].
+        edges: steps of the four edges of the object's box, [b, n, 4].
+    """
+
     kinds: Tensor
     hues: Tensor
     marks: Tensor
+    edges: Tensor
+
+    def padded(self, more: int) -> Labels:
+        """With ``more`` pictures that have no labels at the end."""
+        fields = (self.kinds, self.hues, self.marks, self.edges)
+        none = [part.new_full((more, *part.shape[1:]), IGNORED) for part in fields]
+        return Labels(*(torch.cat(pair) for pair in zip(fields, none, strict=True)))
+
+
+@dataclass
+class Batch:
+    """Pictures [b, 3, size, size] in [-1, 1], their dense labels and questions."""
+
+    pixels: Tensor
+    labels: Labels
     packed: PackedQuestions | None
 
 
@@ -97,7 +140,7 @@ class Steps(Dataset[Batch]):
 
     def __getitem__(self, item: int) -> Batch:
         recipe, step = self.recipe, self.start + item
-        first = step * recipe.batch
+        grid, first = recipe.architecture.grid, step * recipe.batch
         if self.stage == "patches":
             scenes = [
                 make_scene(
@@ -105,63 +148,86 @@ class Steps(Dataset[Batch]):
                     2 * recipe.seed,
                     first + i,
                     crowded=(first + i) % recipe.ordinary_every != 0,
+                    rich=recipe.rich,
                 )
                 for i in range(recipe.batch)
             ]
-            return Batch(to_pixels([scene.draw() for scene in scenes]), *dense(scenes), None)
-        pictures, questions = [], []
+            pixels = to_pixels([scene.draw(grid) for scene in scenes])
+            return Batch(pixels, dense(scenes, grid), None)
         rng = np.random.default_rng([recipe.seed, step])
         scenes = [
-            make_scene("train", 2 * recipe.seed + 1, first + i)
+            make_scene("train", 2 * recipe.seed + 1, first + i, rich=recipe.rich)
             for i in range(recipe.batch - recipe.easy_vqa_images)
         ]
-        for scene in scenes:
-            pictures.append(scene.draw())
-            questions.append(scene.ask())
+        pictures = [scene.draw(grid) for scene in scenes]
+        questions = [self._asked(scene, rng) for scene in scenes]
         for index in rng.choice(easyvqa.indices("train"), recipe.easy_vqa_images, replace=False):
-            pictures.append(easyvqa.image("train", int(index)))
+            pictures.append(easyvqa.image("train", int(index), grid))
             questions.append(easyvqa.ask("train", int(index), recipe.easy_vqa_questions, rng))
-        unlabelled = torch.full((recipe.easy_vqa_images, VISUAL_TOKENS), IGNORED)
-        kinds, hues, marks = (torch.cat([labels, unlabelled]) for labels in dense(scenes))
         return Batch(
             to_pixels(pictures),
-            kinds,
-            hues,
-            marks,
-            pack(questions, self.tokenizer, VISUAL_TOKENS),
+            dense(scenes, grid).padded(recipe.easy_vqa_images),
+            pack(questions, self.tokenizer, grid**2),
         )
 
+    def _asked(self, scene: Scene, rng: np.random.Generator) -> list[Question]:
+        """What is asked about a scene: any ``most_asked`` of the questions it can answer."""
+        kinds = RICH_TYPES if self.recipe.rich else QUESTION_TYPES
+        every = scene.ask(kinds, self.recipe.asked)
+        if len(every) <= self.recipe.most_asked:
+            return every
+        return [every[i] for i in sorted(rng.choice(len(every), self.recipe.most_asked, False))]
 
-# The words of the patch labels: a digit after the first of its number has a word of its own.
-KIND_WORDS = (*KINDS, *(f"##{digit}" for digit in DIGITS))
-FIRST_DIGIT, FIRST_CONTINUED = KINDS.index(DIGITS[0]), len(KINDS)
+
+# The words of the patch labels: a sign after the first of its text has a word of its own. Letters,
+# which only rich scenes have, come last.
+PLAIN_WORDS = (*SHAPES, *DIGITS, *PATTERNS, *(f"##{digit}" for digit in DIGITS))
+KIND_WORDS = (*PLAIN_WORDS, *LETTERS, *(f"##{letter}" for letter in LETTERS))
+# For each of KINDS the word of a first sign, or of a later one.
+FIRST = torch.tensor([KIND_WORDS.index(kind) for kind in KINDS])
+LATER = torch.tensor(
+    [KIND_WORDS.index(f"##{kind}" if kind in DIGITS + LETTERS else kind) for kind in KINDS]
+)
 
 
-def dense(scenes: list[Scene]) -> tuple[Tensor, Tensor, Tensor]:
-    """The patch labels of scenes: indices into KIND_WORDS, HUES and MARKS, each [b, n]."""
-    labels = [(*scene.patch_labels(), scene.patch_marks()) for scene in scenes]
-    kinds, hues, marks = (
-        torch.from_numpy(np.stack([one.ravel() for one in part])).long()
-        for part in zip(*labels, strict=True)
+def dense(scenes: list[Scene], grid: int = GRID) -> Labels:
+    """The patch labels of scenes for a model with ``grid`` patches a side."""
+
+    def stacked(parts: list[np.ndarray]) -> Tensor:
+        return torch.from_numpy(np.stack(parts)).long().flatten(1, 2)
+
+    labels = [scene.patch_labels(grid) for scene in scenes]
+    kinds, hues = (stacked(list(part)) for part in zip(*labels, strict=True))
+    marks = stacked([scene.patch_marks(grid) for scene in scenes])
+    edges = stacked([scene.patch_edges(grid) for scene in scenes])
+    later = (marks == MARKS.index("second")) | (marks == MARKS.index("third"))
+    return Labels(
+        torch.where(later, LATER[kinds], FIRST[kinds]),
+        hues,
+        marks,
+        torch.where(edges < 0, IGNORED, edges),
     )
-    digit = (kinds >= FIRST_DIGIT) & (kinds < FIRST_DIGIT + len(DIGITS))
-    continued = (marks == MARKS.index("second")) | (marks == MARKS.index("third"))
-    kinds = torch.where(digit & continued, kinds - FIRST_DIGIT + FIRST_CONTINUED, kinds)
-    return kinds, hues, marks
 
 
 class PatchHeads(nn.Module):
-    """What projected patches show: the nearest words, and a linear classifier of their marks."""
+    """What projected patches show: the nearest words, and a linear classifier of their marks.
 
-    def __init__(self, width: int) -> None:
+    Args:
+        width: of the language model's tokens.
+        rich: letters and boxes are among the words.
+    """
+
+    def __init__(self, width: int, rich: bool = False) -> None:
         super().__init__()
+        self.rich = rich
         self.norm = nn.LayerNorm(width)
         self.mark = nn.Linear(width, len(MARKS))
         self.ink = nn.Parameter(0.02 * torch.randn(1, width))  # the one hue without a word
-        tokenizer = build_tokenizer()
-        self.kind_ids = tokenizer.convert_tokens_to_ids(list(KIND_WORDS))
-        self.color_ids = tokenizer.convert_tokens_to_ids(list(COLORS))
-        self.tint_ids = tokenizer.convert_tokens_to_ids(list(TINTS))
+        ids = build_tokenizer().convert_tokens_to_ids
+        self.kind_ids = ids(list(KIND_WORDS if rich else PLAIN_WORDS))
+        self.color_ids = ids(list(COLORS))
+        self.tint_ids = ids(list(TINTS))
+        self.edge_ids = [ids([f"{edge}{step}" for step in range(BINS)]) for edge in EDGES]
 
     def forward(self, projected: Tensor, words: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Logits of kinds, hues and marks, [b, n, ...].
@@ -174,12 +240,20 @@ class PatchHeads(nn.Module):
         hues = torch.cat([words[self.color_ids], self.ink, words[self.tint_ids]])
         return x @ words[self.kind_ids].T, x @ hues.T, self.mark(x)
 
-    def loss(self, projected: Tensor, words: Tensor, batch: Batch) -> Tensor:
-        """The sum of the three mean cross-entropies over labelled patches."""
-        labels = (batch.kinds, batch.hues, batch.marks)
+    def edges(self, projected: Tensor, words: Tensor) -> Tensor:
+        """Logits of the steps of the four edges, [b, n, 4, BINS]; arguments as in `forward`."""
+        x = self.norm(projected)
+        return torch.stack([x @ words[steps].T for steps in self.edge_ids], 2)
+
+    def loss(self, projected: Tensor, words: Tensor, labels: Labels) -> Tensor:
+        """The sum of the mean cross-entropies over labelled patches."""
+        pairs = list(
+            zip(self(projected, words), (labels.kinds, labels.hues, labels.marks), strict=True)
+        )
+        if self.rich:
+            pairs.append((self.edges(projected, words), labels.edges))
         losses = [
-            F.cross_entropy(logits.flatten(0, 1), label.flatten())
-            for logits, label in zip(self(projected, words), labels, strict=True)
+            F.cross_entropy(logits.flatten(0, -2), label.flatten()) for logits, label in pairs
         ]
         return torch.stack(losses).sum()
 
@@ -207,8 +281,8 @@ class Trainer:
     def __init__(self, folder: Path, recipe: Recipe) -> None:
         self.folder, self.recipe = folder, recipe
         folder.mkdir(parents=True, exist_ok=True)
-        self.model = build_model(recipe.seed)
-        self.heads = PatchHeads(self.model.config.text_config.hidden_size)
+        self.model = build_model(recipe.seed, recipe.architecture)
+        self.heads = PatchHeads(recipe.architecture.text_width, recipe.rich)
         self.done = Progressing()
         self.saved_optimizer: dict[str, Tensor] = {}
         recipe_file = folder / "recipe.json"
@@ -301,13 +375,15 @@ class Trainer:
 
     def loss(self, stage: str, batch: Batch) -> dict[str, Tensor]:
         """The parts of a step's loss, already weighted: their sum is what is minimised."""
-        features = vision_features(self.model, batch.pixels)
-        projected = self.model.model.multi_modal_projector(features)
-        patch = self.heads.loss(projected, self.words, batch)
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.recipe.low_precision):
+            features = vision_features(self.model, batch.pixels)
+            projected = self.model.model.multi_modal_projector(features)
+        patch = self.heads.loss(projected.float(), self.words, batch.labels)
         if stage == "patches":
             return {"patch": patch}
         assert batch.packed is not None  # stage "answers" always packs questions
-        logits = packed_logits(self.model, projected, batch.packed)
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.recipe.low_precision):
+            logits = packed_logits(self.model, projected, batch.packed)
         answer = F.cross_entropy(
             logits.flatten(0, 1).float(), batch.packed.labels.flatten(), ignore_index=IGNORED
         )
@@ -378,31 +454,39 @@ class Trainer:
     @torch.inference_mode()
     def see(self) -> dict[str, float]:
         """Share of right patch labels by what they are on a few validation pictures."""
-        scenes = [make_scene("validation", 0, index) for index in range(96)]
-        kinds, hues, marks = dense(scenes)
-        pixels = to_pixels([scene.draw() for scene in scenes])
+        grid, rich = self.recipe.architecture.grid, self.recipe.rich
+        scenes = [make_scene("validation", 0, index, rich=rich) for index in range(96)]
+        labels = dense(scenes, grid)
+        pixels = to_pixels([scene.draw(grid) for scene in scenes])
         projected = self.model.model.multi_modal_projector(vision_features(self.model, pixels))
-        right = [
+        kinds, hues, marks = (
             logits.argmax(-1) == label
             for logits, label in zip(
-                self.heads(projected, self.words), (kinds, hues, marks), strict=True
+                self.heads(projected, self.words),
+                (labels.kinds, labels.hues, labels.marks),
+                strict=True,
             )
-        ]
-        ordered = (marks > 0) & (marks < MARKS.index("centre"))
+        )
+        signs = (labels.marks > 0) & (labels.marks < MARKS.index("centre"))
+        patterns = torch.tensor([word in PATTERNS for word in KIND_WORDS])[labels.kinds]
         where = {
-            "shape": (0, kinds < len(SHAPES)),
-            "pattern": (0, (kinds < len(KINDS)) & (kinds >= len(KINDS) - len(PATTERNS))),
-            "digit": (0, ordered),
-            "color": (1, hues < len(COLORS)),
-            "tint": (1, hues > len(COLORS)),
-            "order": (2, ordered),
-            "centre": (2, marks == MARKS.index("centre")),
+            "shape": (kinds, labels.kinds < len(SHAPES)),
+            "pattern": (kinds, patterns),
+            "sign": (kinds, signs),
+            "color": (hues, labels.hues < HUES.index("ink")),
+            "tint": (hues, labels.hues > HUES.index("ink")),
+            "order": (marks, signs),
+            "centre": (marks, labels.marks == MARKS.index("centre")),
         }
-        return {name: right[i][mask].float().mean().item() for name, (i, mask) in where.items()}
+        if rich:
+            off = (self.heads.edges(projected, self.words).argmax(-1) - labels.edges).abs()
+            where["edges"] = (off <= 1, labels.edges >= 0)
+        return {name: right[mask].float().mean().item() for name, (right, mask) in where.items()}
 
     def answer(self) -> dict[str, float]:
         """Share of right answers by question type on a few validation pictures, unpruned."""
-        samples = held_out("validation", scenes=96, easy_vqa=48)
+        grid, rich = self.recipe.architecture.grid, self.recipe.rich
+        samples = held_out("validation", scenes=96, easy_vqa=48, grid=grid, rich=rich)
         outcomes = by_type(samples, score(self.model, samples))
         return {kind: float(np.mean(results)) for kind, results in outcomes.items()}
 
@@ -410,7 +494,7 @@ class Trainer:
         """Writes the checkpoint: bf16 weights and the processor, in transformers' own format."""
         out = self.folder / "checkpoint"
         self.model.eval().to(torch.bfloat16).save_pretrained(out)
-        build_processor().save_pretrained(out)
+        build_processor(self.recipe.architecture).save_pretrained(out)
 
 
 app = typer.Typer(add_completion=False)
@@ -419,10 +503,14 @@ app = typer.Typer(add_completion=False)
 @app.command()
 def train(
     out: Annotated[Path, typer.Option(help="Folder of the run; an unfinished one is resumed.")],
+    recipe_name: Annotated[
+        str, typer.Option("--recipe", help=f"One of {', '.join(RECIPES)}.")
+    ] = "shipped",
     seed: Annotated[int, typer.Option(help="Seed of weights and data.")] = Recipe.seed,
-    patch_steps: Annotated[int, typer.Option(min=1)] = Recipe.patch_steps,
-    answer_steps: Annotated[int, typer.Option(min=1)] = Recipe.answer_steps,
-    batch: Annotated[int, typer.Option(min=1)] = Recipe.batch,
+    tower: Annotated[str | None, typer.Option(help="clip or siglip; the recipe's.")] = None,
+    patch_steps: Annotated[int | None, typer.Option(min=1, help="The recipe's.")] = None,
+    answer_steps: Annotated[int | None, typer.Option(min=1, help="The recipe's.")] = None,
+    batch: Annotated[int | None, typer.Option(min=1, help="The recipe's.")] = None,
     save_every: Annotated[int, typer.Option(min=1, help="Steps between saves.")] = 200,
     threads: Annotated[int | None, typer.Option(help="CPU threads; all by default.")] = None,
 ) -> None:
@@ -432,8 +520,14 @@ def train(
     """
     if threads is not None:
         torch.set_num_threads(threads)
-    recipe = Recipe(seed=seed, patch_steps=patch_steps, answer_steps=answer_steps, batch=batch)
+    given = {"patch_steps": patch_steps, "answer_steps": answer_steps, "batch": batch}
+    changed: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     try:
+        if recipe_name not in RECIPES:
+            raise ValueError(f"recipe {recipe_name!r} must be one of {', '.join(RECIPES)}")
+        recipe = replace(RECIPES[recipe_name], seed=seed, **changed)
+        if tower is not None:
+            recipe = replace(recipe, architecture=replace(recipe.architecture, tower=tower))
         trainer = Trainer(out, recipe)
     except ValueError as error:
         typer.echo(f"error: {error}", err=True)

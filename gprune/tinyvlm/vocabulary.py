@@ -1,7 +1,7 @@
 """The tiny VLM's tokenizer: a closed vocabulary of words, built without downloading anything.
 
-Digits after the first of a number are WordPiece continuations (``##7``): a number is read digit by
-digit, yet decodes to ``472`` rather than to ``4 7 2``.
+Digits and letters after the first are WordPiece continuations (``##7``): a text is read sign by
+sign, yet decodes to ``472`` rather than to ``4 7 2``. Each step of each edge of a box is a word.
 """
 
 from __future__ import annotations
@@ -9,7 +9,17 @@ from __future__ import annotations
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from gprune.tinyvlm.scenes import COLORS, DIGITS, PATTERNS, SHAPES, SIDES, TINTS
+from gprune.tinyvlm.scenes import (
+    BINS,
+    COLORS,
+    DIGITS,
+    EDGES,
+    LETTERS,
+    PATTERNS,
+    SHAPES,
+    SIDES,
+    TINTS,
+)
 
 PAD, BOS, EOS, UNKNOWN, IMAGE = "<pad>", "<s>", "</s>", "<unk>", "<image>"
 
@@ -19,6 +29,8 @@ SCENE_WORDS = (
     "pattern right shape shapes the there what written yes no ?"
 )
 EASY_VQA_WORDS = "contain does not present"
+# Those of the rich scenes come last: the shipped checkpoint does without them.
+RICH_WORDS = "letters bigger than and same where"
 
 
 def words() -> list[str]:
@@ -26,7 +38,10 @@ def words() -> list[str]:
     named = [*SHAPES, *COLORS, *TINTS, *PATTERNS, *SIDES["columns"], *SIDES["rows"]]
     asked = f"{SCENE_WORDS} {EASY_VQA_WORDS}".split()
     digits = [*DIGITS, *(f"##{digit}" for digit in DIGITS)]
-    return list(dict.fromkeys([PAD, BOS, EOS, UNKNOWN, IMAGE, *named, *asked, *digits]))
+    first = [PAD, BOS, EOS, UNKNOWN, IMAGE, *named, *asked, *digits]
+    letters = [*LETTERS, *(f"##{letter}" for letter in LETTERS)]
+    edges = [f"{edge}{step}" for edge in EDGES for step in range(BINS)]
+    return list(dict.fromkeys([*first, *RICH_WORDS.split(), *letters, *edges]))
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:

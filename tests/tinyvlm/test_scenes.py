@@ -93,7 +93,7 @@ def test_patch_labels_agree_with_the_picture():
         assert background <= set(scene.patterns)
         for text in scene.texts:
             shown = {KINDS[k] for k in np.unique(kinds)}
-            assert set(text.digits) & shown
+            assert set(text.signs) & shown
 
 
 def test_patch_marks_order_digits_and_centre_objects():
@@ -194,3 +194,128 @@ def test_shapes_look_different():
     for i, one in enumerate(masks):
         for other in masks[:i]:
             assert (one ^ other).sum() / (one | other).sum() > 0.15
+
+
+RICH = [make_scene("validation", 3, index, rich=True) for index in range(200)]
+
+
+def rich_by_kind(kind):
+    return [
+        (scene, question) for scene in RICH for question in scene.ask([kind], 3) if question.answer
+    ]
+
+
+def named(scene, color, shape):
+    return next(o for o in scene.objects if (o.color, o.shape) == (color, shape))
+
+
+def test_every_rich_kind_is_asked():
+    counts = Counter(q.kind for scene in RICH for q in scene.ask(module.RICH_TYPES))
+    assert set(counts) == set(module.RICH_TYPES)
+    assert min(counts.values()) > 10
+
+
+def test_rich_scenes_write_letters_and_digits():
+    written = [text.signs for scene in RICH for text in scene.texts]
+    letters = [signs for signs in written if signs.isalpha()]
+    assert 0.35 < len(letters) / len(written) < 0.65
+    assert all(signs.isdigit() for signs in set(written) - set(letters))
+    for scene, item in rich_by_kind("text"):
+        assert item.answer == scene.texts[0].signs
+        assert ("letters" in item.question) == item.answer.isalpha()
+
+
+def test_boxes_are_what_is_drawn():
+    """Against the pixels of each shape drawn alone and large."""
+    from PIL import Image, ImageDraw
+
+    for shape in SHAPES:
+        canvas = Image.new("1", (1120, 1120))
+        item = module.Object(shape, "red", 50.0, 60.0, 20.0)
+        module.draw_shape(ImageDraw.Draw(canvas), item, 1, 10)
+        left, top, right, bottom = canvas.getbbox()
+        drawn = (left / 10, top / 10, right / 10, bottom / 10)
+        assert module.overlap(item.box, drawn) > 0.98, shape
+
+
+def test_answers_to_box():
+    for scene, item in rich_by_kind("box"):
+        words = item.question.rstrip("?").split()
+        target = named(scene, *words[-2:])
+        told = module.box_of(item.answer)
+        for edge, true in zip(told, target.box, strict=True):
+            assert abs(edge - true) <= module.SIDE / module.BINS / 2 + 1e-6
+        assert module.overlap(told, target.box) > 0.5  # a right answer is always found
+    assert module.box_of("left3 top4 right7") is None
+    assert module.box_of("a circle") is None
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "share"),
+    [
+        ((0, 0, 2, 2), (0, 0, 2, 2), 1.0),
+        ((0, 0, 2, 2), (1, 0, 3, 2), 1 / 3),
+        ((0, 0, 1, 1), (2, 2, 3, 3), 0.0),
+        ((2, 2, 1, 1), (0, 0, 3, 3), 0.0),  # edges the wrong way round
+    ],
+)
+def test_overlap(one, other, share):
+    assert module.overlap(one, other) == pytest.approx(share)
+    assert module.overlap(other, one) == pytest.approx(share)
+
+
+def test_answers_to_bigger():
+    answers = []
+    for scene, item in rich_by_kind("bigger"):
+        words = item.question.rstrip("?").split()
+        one, other = named(scene, *words[2:4]), named(scene, *words[-2:])
+        assert item.answer == ("yes" if one.radius > other.radius else "no")
+        assert max(one.radius / other.radius, other.radius / one.radius) >= module.SIZE_MARGIN
+        answers.append(item.answer)
+    assert 0.4 < answers.count("yes") / len(answers) < 0.6
+
+
+def test_answers_to_same_color():
+    answers = []
+    for scene, item in rich_by_kind("same_color"):
+        words = item.question.split()
+        one, other = (
+            [o.color for o in scene.objects if o.shape == shape] for shape in (words[2], words[5])
+        )
+        assert len(one) == len(other) == 1
+        assert item.answer == ("yes" if one == other else "no")
+        answers.append(item.answer)
+    assert 0.4 < answers.count("yes") / len(answers) < 0.6
+
+
+def test_answers_to_object():
+    for scene, item in rich_by_kind("object"):
+        assert [o.name for o in scene.objects] == [item.answer]
+
+
+def test_asking_more_often_does_not_change_the_first_questions():
+    for scene in RICH[:30]:
+        once, often = scene.ask(module.RICH_TYPES), scene.ask(module.RICH_TYPES, 3)
+        assert len({q.question for q in often}) == len(often) >= len(once)
+        for question in once:
+            assert question == next(q for q in often if q.kind == question.kind)
+
+
+@pytest.mark.parametrize("grid", [14, 16, 24])
+def test_labels_follow_the_picture_at_any_size(grid):
+    agreeing = labelled = 0
+    for scene in RICH[:20]:
+        assert scene.draw(grid).size == (8 * grid, 8 * grid)
+        kinds, hues = scene.patch_labels(grid)
+        edges = scene.patch_edges(grid)
+        assert kinds.shape == hues.shape == edges.shape[:2] == (grid, grid)
+        shown = {(o.shape, o.color, *module.binned(o.box)) for o in scene.objects}
+        for row, column in zip(*np.nonzero(edges[..., 0] >= 0), strict=True):
+            found = tuple(edges[row, column].tolist())
+            assert found in {one[2:] for one in shown}
+            # Save where two objects meet, a patch has its kind, hue and box from one.
+            kind, hue = KINDS[kinds[row, column]], HUES[hues[row, column]]
+            agreeing += (kind, hue, *found) in shown
+            labelled += kind in SHAPES
+        assert scene.foreground(grid).sum() >= (edges[..., 0] >= 0).sum() * 0.8
+    assert agreeing > 0.95 * labelled > 100

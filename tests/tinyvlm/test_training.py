@@ -13,9 +13,9 @@ from typer.testing import CliRunner
 from gprune import GPrune, UniformGridPruner
 from gprune.tinyvlm import easyvqa, load, make_scene
 from gprune.tinyvlm.accuracy import Sample, by_type, held_out, score, to_pixels, vision_features
-from gprune.tinyvlm.model import build_model, build_processor, sinusoids
-from gprune.tinyvlm.packing import IGNORED, answered, pack, packed_logits
-from gprune.tinyvlm.scenes import HUES, IMAGE_SIZE, MARKS
+from gprune.tinyvlm.model import Architecture, build_model, build_processor, sinusoids
+from gprune.tinyvlm.packing import IGNORED, answered, pack, packed_logits, said
+from gprune.tinyvlm.scenes import HUES, IMAGE_SIZE, MARKS, RICH_TYPES, Question
 from gprune.tinyvlm.train import (
     KIND_WORDS,
     PatchHeads,
@@ -61,7 +61,7 @@ def test_packed_questions_are_answered_as_if_alone(model, keep):
             places = torch.stack([pruner.select(VisualTokens(x, grid=(14, 14))) for x in features])
             few = torch.stack([x[p] for x, p in zip(features, places, strict=True)])
             logits = packed_logits(model, few, packed, places)
-    outcomes = answered(logits, packed)
+    outcomes = answered(logits.argmax(-1), packed, processor.tokenizer)
     for row, sample in enumerate(samples):
         for segment, question in enumerate(sample.questions):
             prompt = f"<image>{question.question}"
@@ -120,24 +120,24 @@ def test_batches_follow_from_the_step(tmp_path):
     other = Steps(RECIPE, "answers", 3, 4)[0]
     assert torch.equal(one.pixels, other.pixels)
     assert torch.equal(one.packed.ids, other.packed.ids)
-    for labels in (one.kinds, one.hues, one.marks):
+    for labels in (one.labels.kinds, one.labels.hues, one.labels.marks, one.labels.edges):
         assert (labels[-1] == IGNORED).all()  # easy-VQA has no dense labels
-    assert (one.kinds[0] >= 0).all()
+    assert (one.labels.kinds[0] >= 0).all()
 
 
 def test_digits_after_the_first_have_words_of_their_own():
     scene = next(s for i in range(20) if (s := make_scene("train", 3, i)).texts)
-    kinds, hues, marks = dense([scene])
-    assert kinds.shape == hues.shape == marks.shape == (1, 196)
-    digits = scene.texts[0].digits
+    labels = dense([scene])
+    assert labels.kinds.shape == labels.hues.shape == labels.marks.shape == (1, 196)
+    digits = scene.texts[0].signs
     for place, (mark, digit) in enumerate(zip(("first", "second", "third"), digits, strict=True)):
-        found = {KIND_WORDS[kind] for kind in kinds[marks == MARKS.index(mark)]}
+        found = {KIND_WORDS[kind] for kind in labels.kinds[labels.marks == MARKS.index(mark)]}
         assert found == {digit if place == 0 else f"##{digit}"}
 
 
 def test_patch_logits_are_the_nearness_of_words(model):
     """A patch that is projected on a word's embedding is read as that word."""
-    heads = PatchHeads(model.config.text_config.hidden_size)
+    heads = PatchHeads(model.config.text_config.hidden_size, rich=True)
     words = torch.nn.functional.normalize(torch.randn(model.config.text_config.vocab_size, 192))
     order = torch.randperm(len(KIND_WORDS))
     projected = words[heads.kind_ids][order][None]
@@ -233,3 +233,99 @@ def test_learning_rate():
     assert values[9] == 1
     assert values == [*sorted(values[:10]), *sorted(values[10:], reverse=True)]
     assert values[-1] == pytest.approx(0.01, abs=0.002)
+
+
+RICH = Recipe(
+    architecture=Architecture("siglip", grid=6, vision_width=32, vision_layers=1, text_layers=1),
+    rich=True,
+    asked=2,
+    most_asked=5,
+    low_precision=True,
+    batch=3,
+    patch_steps=1,
+    answer_steps=1,
+    easy_vqa_images=1,
+)
+
+
+def test_every_rich_word_is_known():
+    tokenizer = build_tokenizer()
+    for index in range(200):
+        for item in make_scene("train", 9, index, rich=True).ask(RICH_TYPES, 3):
+            assert UNKNOWN not in tokenizer.tokenize(f"{item.question} {item.answer}")
+            assert tokenizer.decode(tokenizer.encode(item.answer, add_special_tokens=False)) == (
+                item.answer
+            )
+    assert tokenizer.tokenize("ktx") == ["k", "##t", "##x"]
+    assert tokenizer.tokenize("left31") == ["left31"]
+
+
+def test_a_rich_batch():
+    batch = Steps(RICH, "answers", 0, 1)[0]
+    assert batch.pixels.shape == (3, 3, 48, 48)
+    assert [len(asked) for asked in batch.packed.questions[:2]] == [5, 5]
+    assert batch.labels.edges.shape == (3, 36, 4)
+    assert (batch.labels.edges[:2] >= 0).any()
+    assert batch.labels.edges.max() < 32
+
+
+def test_a_model_without_cls_trains_and_loads(tmp_path, monkeypatch):
+    from rich.progress import Progress
+
+    def few(split, scenes, easy_vqa, **options):
+        return held_out(split, 2, 1, **options)
+
+    monkeypatch.setattr("gprune.tinyvlm.train.held_out", few)
+    trainer = Trainer(tmp_path, RICH)
+    with Progress(disable=True) as progress:
+        trainer.run("patches", 1, progress, 1)
+        trainer.run("answers", 1, progress, 1)
+    trainer.finish()
+    model, processor = load(tmp_path / "checkpoint")
+    assert model.config.vision_config.model_type == "siglip_vision_model"
+    scene = make_scene("test", 0, 0, rich=True)
+    samples = [Sample(scene.draw(6), scene.ask(RICH_TYPES))]
+    inputs = processor(images=[samples[0].image], text=["<image>where?"], return_tensors="pt")
+    assert (inputs["input_ids"] == model.config.image_token_id).sum() == 36
+    assert torch.allclose(inputs["pixel_values"], to_pixels([samples[0].image]), atol=1e-6)
+    outcomes = score(model, samples, UniformGridPruner(0.5))
+    seen = json.loads((tmp_path / "log.jsonl").read_text().splitlines()[0])["validation"]
+    assert {"shape", "sign", "edges", "centre"} <= set(seen)
+    assert len(outcomes[0]) == len(samples[0].questions)
+
+
+def test_a_box_is_read_as_the_model_says_it(monkeypatch):
+    """Each edge is said after those the model said before, whatever the answer holds."""
+    tokenizer = build_tokenizer()
+    edges = tokenizer.convert_tokens_to_ids(["left5", "top6", "right9", "bottom11"])
+    successor = dict(zip(edges, [*edges[1:], tokenizer.eos_token_id], strict=True))
+    question = Question("box", "where is the red circle?", "left4 top6 right9 bottom12")
+    other = Question("count", "how many shapes are there?", "3")
+
+    def fake(model, features, packed, places=None):
+        logits = torch.zeros(*packed.ids.shape, len(tokenizer))
+        for row, column in (packed.labels != IGNORED).nonzero().tolist():
+            read = int(packed.ids[row, column])
+            logits[row, column, successor.get(read, edges[0])] = 1
+        return logits
+
+    monkeypatch.setattr("gprune.tinyvlm.packing.packed_logits", fake)
+    packed = pack([[other, question]], tokenizer, 4)
+    given = said(None, None, packed)
+    mine = (packed.segments[0] == 1) & (packed.labels[0] != IGNORED)
+    assert given[0][mine].tolist() == [*edges, tokenizer.eos_token_id]
+    # IoU of (5, 6, 9, 11) with (4, 6, 9, 12) is 20 / 30.
+    assert answered(given, packed, tokenizer) == [[False, True]]
+    far = Question("box", question.question, "left20 top6 right28 bottom12")
+    packed = pack([[other, far]], tokenizer, 4)
+    assert answered(said(None, None, packed), packed, tokenizer) == [[False, False]]
+
+
+def test_bad_options(tmp_path):
+    for options, text in (
+        (["--recipe", "richer"], "recipe 'richer' must be one of shipped, rich"),
+        (["--tower", "resnet"], "tower='resnet' must be one of clip, siglip"),
+    ):
+        result = CliRunner().invoke(app, ["--out", str(tmp_path), *options])
+        assert result.exit_code == 2
+        assert text in " ".join(result.output.split())
