@@ -5,6 +5,7 @@
 ...     model.generate(**inputs)
 """
 
+from gprune.adaptive import CoverBudget
 from gprune.budget import kept_count
 from gprune.errors import UnsupportedModelError, UnsupportedVersionError
 from gprune.graph import SimilarityGraph
@@ -31,6 +32,7 @@ __version__ = "0.1.0"
 __all__ = [
     "DART",
     "AveragePooling",
+    "CoverBudget",
     "DivPrune",
     "GPrune",
     "GraphCover",
