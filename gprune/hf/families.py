@@ -16,7 +16,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from gprune.checks import require
 from gprune.errors import UnsupportedModelError
+
+# Where a call holds each modality's pixels.
+PIXELS = {"image": "pixel_values", "video": "pixel_values_videos"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,6 +84,13 @@ class Family:
         """The names of the arguments in ``call`` that belong to the encoder."""
         encoder = getattr(model.base_model, f"get_{modality}_features")
         return (set(inspect.signature(encoder).parameters) - {"kwargs"}) & call.keys()
+
+    def check(self, call: dict[str, Any]) -> None:
+        """Requires that the pixels of a call and what describes them belong together.
+
+        Raises:
+            ValueError: they do not.
+        """
 
     def token_id(self, model: Any, modality: str) -> int:
         """The placeholder of a modality."""
@@ -324,6 +335,16 @@ class QwenVL(Family):
     """
 
     multimodal_positions: ClassVar[bool] = True
+
+    def check(self, call: dict[str, Any]) -> None:
+        for modality, name in PIXELS.items():
+            pixels, grid = call.get(name), call.get(f"{modality}_grid_thw")
+            if pixels is not None and grid is not None:
+                require(
+                    grid.prod(-1).sum() == len(pixels),
+                    f"{modality}_grid_thw is of other pictures than {name}, which has "
+                    f"{len(pixels)} patches: pass both as the processor gives them",
+                )
 
     def grids(
         self, model: Any, positions: Tensor, placeholder: Tensor, lengths: Sequence[int]

@@ -23,7 +23,7 @@ from transformers import Cache, PreTrainedModel
 from gprune import checks
 from gprune.errors import UnsupportedModelError
 from gprune.hf.cache import PrunedCache, mark_pruned
-from gprune.hf.families import Family, family_of
+from gprune.hf.families import PIXELS, Family, family_of
 from gprune.hf.versions import require_tested_transformers
 from gprune.pruners.base import Pruner, merged
 from gprune.tokens import VisualTokens
@@ -35,9 +35,6 @@ ATTENTION = ("eager", "sdpa", *FLASH)
 
 # How kept tokens and the text after them are numbered.
 POSITIONS = ("original", "compact")
-
-# Where a call holds each modality's pixels.
-PIXELS = {"image": "pixel_values", "video": "pixel_values_videos"}
 
 # Arguments that tell text from images, one value a position.
 TYPES = ("token_type_ids", "mm_token_type_ids")
@@ -258,6 +255,7 @@ class PrunedModel:
 
     def _encoded(self, call: dict[str, Any]) -> tuple[dict[str, Any], set[str]]:
         """The encoder output of each modality in the call, and the arguments that encoding used."""
+        self.family.check(call)
         given = call.get("mm_encoder_outputs") or {}
         visual: dict[str, Any] = {}
         used: set[str] = set()
@@ -532,12 +530,15 @@ def replaced(model: PreTrainedModel, name: str, method: Any) -> Iterator[None]:
             setattr(model, name, own)
 
 
-def whole_prefills(model: PreTrainedModel) -> Any:
-    """`generate` that refuses chunked prefill, which would show the pruner parts of an image."""
+def whole_prefills(model: PreTrainedModel, family: Family) -> Any:
+    """`generate` that refuses chunked prefill, which would show the pruner parts of an image, and
+    grids of other pictures.
+    """
     generate = model.generate
 
     @functools.wraps(generate)
     def checked(*args: Any, **kwargs: Any) -> Any:
+        family.check(kwargs)  # here pixels are encoded before the hook sees them
         config = kwargs.get("generation_config") or (args[1] if len(args) > 1 else None)
         config = config or model.generation_config
         size = kwargs.get("prefill_chunk_size", getattr(config, "prefill_chunk_size", None))
@@ -619,7 +620,7 @@ def prune(
     _active.add(model)
     try:
         with (
-            replaced(model, "generate", whole_prefills(model)),
+            replaced(model, "generate", whole_prefills(model, pruned.family)),
             replaced(model, "create_masks_for_generate", mask_left_to_the_model),
             pruned.inside(),
         ):

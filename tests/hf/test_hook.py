@@ -863,6 +863,23 @@ def test_part_of_an_image_is_refused(name):
         model(input_ids=ids, position_ids=positions, mm_encoder_outputs={"image": encoded})
 
 
+@pytest.mark.parametrize("name", ["qwen2_vl", "qwen2_5_vl", "qwen3_vl"])
+def test_grids_of_other_pictures_are_refused(name):
+    """Of a larger picture, which the pixels do not fill, and of a smaller one."""
+    family = SPECIMENS[name]
+    model = family.build()
+    batch = make_batch(family, model, [1])
+    for factor in (2, 1 / 2):
+        grid = (batch.pixels["image_grid_thw"] * torch.tensor([1, factor, 1])).long()
+        inputs = {**batch.inputs, **batch.pixels, "image_grid_thw": grid}
+        with GPrune(keep=0.3)(model):
+            with pytest.raises(ValueError, match="image_grid_thw is of other pictures"):
+                model(**inputs)
+            with pytest.raises(ValueError, match="image_grid_thw is of other pictures"):
+                model.generate(**inputs, max_new_tokens=2)
+        assert torch.isfinite(forward(model, batch).logits).all()  # nothing is left behind
+
+
 def test_logits_to_keep_as_positions_is_refused(family, model):
     batch = make_batch(family, model, [1])
     with GPrune(keep=0.3)(model), pytest.raises(ValueError, match="logits_to_keep"):
