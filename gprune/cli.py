@@ -475,7 +475,7 @@ def evaluate(
     )
 
     from gprune.evaluation.cases import cases
-    from gprune.evaluation.report import page
+    from gprune.evaluation.report import accuracy_cells, cost_cells, page
     from gprune.evaluation.runner import Evaluation, runs_of
     from gprune.evaluation.tasks import load_tasks
 
@@ -520,17 +520,14 @@ def evaluate(
     if as_json:
         print_json(results)
     else:
-        table = Table("method", "keep", "tokens", "macro", "interval", "retained", "loyalty")
-        for row in results["rows"]:
-            low, high = row["interval"]
-            retained = "" if row["retained"] is None else f"{row['retained']:.1f}"
-            table.add_row(
-                *(row["method"], str(row["keep"])),
-                f"{row['kept_tokens']}/{row['visual_tokens']}",
-                *(f"{row['macro']:.1f}", f"{low:.1f} to {high:.1f}", retained),
-                f"{row['loyalty']:.1f}",
-            )
-        out_console.print(table)
+        for cells_of in (accuracy_cells, cost_cells):
+            rows = [cells_of(row) for row in results["rows"]]
+            table = Table(*rows[0])
+            for row in rows:
+                table.add_row(*row.values())
+            out_console.print(table)
+        for note in results["notes"]:
+            out_console.print(note, markup=False, highlight=False)
         out_console.print(f"report {out / 'report.html'}", markup=False, highlight=False)
     if results["failures"]:
         fail("; ".join(f"{label}: {reason}" for label, reason in results["failures"].items()))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -120,3 +120,30 @@ def overall_performance(full: Tally, pruned: Tally) -> float | None:
         return None
     ratio = pruned.accuracy[answered] / full.accuracy[answered]
     return 100 * float(np.sqrt(np.mean(ratio**2)))
+
+
+def groups_of(
+    full: Sequence[Record], reference: Sequence[Record]
+) -> tuple[frozenset[str], frozenset[str]]:
+    """The examples that are hard and easy to compress (VTC-Bench, arXiv 2510.07143; ACL 2026).
+
+    Of the examples that the full model answers right, group A are those that it gets wrong after
+    plain image downsampling, and group B those that it still gets right. Group B says little about
+    a method: fewer pixels would have done.
+
+    Args:
+        full: the unpruned run.
+        reference: the run with downsampling, at the budget of the methods to be compared.
+
+    Returns:
+        the ids of group A and of group B.
+    """
+    right = {record.id for record in full if record.right}
+    still = right & {record.id for record in reference if record.right}
+    asked = {record.id for record in reference}
+    return frozenset((right & asked) - still), frozenset(still)
+
+
+def tally_of(records: Sequence[Record], ids: frozenset[str]) -> Tally:
+    """The records with those ids, all as one type: their `macro` is the share of right answers."""
+    return Tally.of([replace(record, kind="") for record in records if record.id in ids])

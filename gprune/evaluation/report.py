@@ -41,13 +41,26 @@ def page(results: dict[str, Any], cases: Sequence[tuple[str, Image.Image]] = ())
         f"<style>{STYLE}</style><h1>gprune evaluation</h1>",
         f"<p>{html.escape(str(settings['model']))}: {results['examples']} questions about "
         f"{results['pictures']} pictures. Accuracy in %; macro is the mean over question types, "
-        "with a 95% bootstrap interval over pictures; the one against random is paired.</p>",
-        table(rows, results["kinds"]),
+        "with a 95% bootstrap interval over pictures; the one against random is paired. Retained, "
+        "loyalty and overall are against all tokens; group A is the accuracy on the questions "
+        "that all tokens answer right and image downsampling at the same budget gets wrong.</p>",
+        table([accuracy_cells(row) for row in rows]),
+        *(f"<p class=note>{html.escape(note)}</p>" for note in results["notes"]),
+        "<h2>Cost</h2>",
+        "<p>Multiply-adds of the language model's prefill in three conventions and key-value bytes "
+        "by formula; the rest measured. Times are medians of one question's share of its batch: "
+        "prefill is until the first token, encoder and selection included; method is the selection "
+        "alone. Peak memory is of a whole batch.</p>",
+        table([cost_cells(row) for row in rows]),
         "<h2>Accuracy against cost</h2>",
         svg(curves(rows)),
     ]
     if len(results["kinds"]) > 1:
-        lines += ["<h2>By question type</h2>", svg(by_kind(rows, results["kinds"]))]
+        lines += [
+            "<h2>By question type</h2>",
+            table([type_cells(row) for row in rows]),
+            svg(by_kind(rows, results["kinds"])),
+        ]
     if cases:
         lines.append("<h2>Cases</h2>")
         lines += [
@@ -61,45 +74,92 @@ def page(results: dict[str, Any], cases: Sequence[tuple[str, Image.Image]] = ())
             lines.append(f"<li>{html.escape(label)}: {html.escape(reason)}</li>")
         lines.append("</ul>")
     lines.append(
-        "<p class=note>Times are of whole answers, one run after another: compare prefill times "
-        "with <code>gprune run --compare</code>, which measures them side by side.</p></html>"
+        "<p class=note>Runs are timed one after another, so their times hold the machine's drift; "
+        "<code>gprune bench</code> and <code>gprune run --compare</code> time in turn.</p></html>"
     )
     return "\n".join(lines)
 
 
-def table(rows: Sequence[dict[str, Any]], kinds: Sequence[str]) -> str:
-    """All numbers, one method and budget a row."""
-    heads = [
-        *("method", "keep", "tokens", "macro", "interval", "− random", "retained", "loyalty"),
-        *("overall", "FLOPs saved", "KV bytes", "ms"),
-        *(kind.replace("_", " ") for kind in kinds),
-    ]
-    cells = [f"<tr>{''.join(f'<th>{html.escape(head)}</th>' for head in heads)}</tr>"]
+def accuracy_cells(row: dict[str, Any]) -> dict[str, str]:
+    """A row's scores as text, by heading."""
+    hard = row["group_a"]
+    return {
+        "method": row["method"],
+        "keep": str(row["keep"]),
+        "tokens": f"{row['kept_tokens']}/{row['visual_tokens']}",
+        "macro": f"{row['macro']:.1f}",
+        "interval": spread(row["interval"]),
+        "− random": signed(row["minus_random"]),
+        "retained": number(row["retained"]),
+        "loyalty": number(row["loyalty"]),
+        "overall": number(row["overall_performance"]),
+        "group A": ""
+        if hard is None
+        else f"{number(hard['accuracy']) or '-'} of {hard['examples']}",
+    }
+
+
+def cost_cells(row: dict[str, Any]) -> dict[str, str]:
+    """A row's costs as text, by heading."""
+    return {
+        "method": row["method"],
+        "keep": str(row["keep"]),
+        **{f"FLOPs, {name}": f"-{100 * one['saved']:.0f}%" for name, one in row["flops"].items()},
+        "KV, KiB": number(row["kv_bytes_pruned"] / 2**10),
+        "measured": number(row["kv_bytes_measured"] / 2**10),
+        "prefill, ms": number(row["prefill_ms"], 2),
+        "method, ms": number(row["method_ms"], 2),
+        "decode, ms a token": number(row["decode_ms_a_token"], 2),
+        "answer, ms": number(row["ms_an_answer"], 2),
+        "peak, MiB": number(mebibytes(row["peak_memory_bytes"])),
+        "of it new": number(mebibytes(row["peak_growth_bytes"])),
+    }
+
+
+def number(value: float | None, digits: int = 1) -> str:
+    """A number as text, nothing where it is not known."""
+    return "" if value is None else f"{value:,.{digits}f}"
+
+
+def mebibytes(count: int | None) -> float | None:
+    return None if count is None else count / 2**20
+
+
+def spread(interval: Sequence[float]) -> str:
+    return "{:.1f} to {:.1f}".format(*interval)
+
+
+def signed(versus: dict[str, Any] | None) -> str:
+    """A difference with its interval."""
+    if versus is None:
+        return ""
+    return "{:+.1f} ({:+.1f} to {:+.1f})".format(versus["macro"], *versus["interval"])
+
+
+def table(rows: Sequence[dict[str, str]]) -> str:
+    """Rows of cells by heading as HTML; all have the headings of the first."""
+    cells = [f"<tr>{''.join(f'<th>{html.escape(head)}</th>' for head in rows[0])}</tr>"]
     for row in rows:
-        low, high = row["interval"]
-        versus = row["minus_random"]
-        values = [
-            row["method"],
-            str(row["keep"]),
-            f"{row['kept_tokens']}/{row['visual_tokens']}",
-            f"{row['macro']:.1f}",
-            f"{low:.1f} to {high:.1f}",
-            "" if versus is None else f"{versus[0]:+.1f} to {versus[1]:+.1f}",
-            "" if row["retained"] is None else f"{row['retained']:.1f}",
-            f"{row['loyalty']:.1f}",
-            "" if row["overall_performance"] is None else f"{row['overall_performance']:.1f}",
-            f"{100 * row['flops_saved']:.0f}%",
-            f"{row['kv_bytes_pruned']:,}",
-            f"{row['ms_an_example']:.1f}",
-            *(f"{row['types'][kind]:.1f}" for kind in kinds),
-        ]
         full = " class=full" if row["method"] == "full" else ""
-        cells.append(f"<tr{full}>{''.join(f'<td>{html.escape(v)}</td>' for v in values)}</tr>")
+        values = "".join(f"<td>{html.escape(value)}</td>" for value in row.values())
+        cells.append(f"<tr{full}>{values}</tr>")
     return f"<div class=scroll><table>{''.join(cells)}</table></div>"
 
 
-def methods_of(rows: Sequence[dict[str, Any]]) -> list[str]:
-    return list(dict.fromkeys(row["method"] for row in rows if row["method"] != "full"))
+def type_cells(row: dict[str, Any]) -> dict[str, str]:
+    """A row's accuracy of each type as text, by heading."""
+    types = {kind.replace("_", " "): number(score) for kind, score in row["types"].items()}
+    return {"method": row["method"], "keep": str(row["keep"]), **types}
+
+
+def styles_of(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """How each method is drawn: a colour, and once those are used up another line."""
+    names = dict.fromkeys(row["method"] for row in rows if row["method"] != "full")
+    lines = ("-", "--", ":", "-.")
+    return {
+        name: {"label": name, "color": f"C{place % 10}", "linestyle": lines[place // 10 % 4]}
+        for place, name in enumerate(names)
+    }
 
 
 def curves(rows: Sequence[dict[str, Any]]) -> Figure:
@@ -109,19 +169,20 @@ def curves(rows: Sequence[dict[str, Any]]) -> Figure:
     full = next(row for row in rows if row["method"] == "full")
     costs: tuple[tuple[str, Callable[[dict[str, Any]], float]], ...] = (
         ("share of visual tokens kept", lambda row: row["kept_tokens"] / row["visual_tokens"]),
-        ("prefill multiply-adds (exact)", lambda row: row["flops_pruned"]),
-        ("ms an answer", lambda row: row["ms_an_example"]),
+        ("prefill multiply-adds (exact)", lambda row: row["flops"]["exact"]["pruned"]),
+        ("prefill, ms a question (measured)", lambda row: row["prefill_ms"]),
     )
     for axis, (label, cost) in zip(axes, costs, strict=True):
-        for method in methods_of(rows):
+        for method, style in styles_of(rows).items():
             points = sorted((cost(row), row["macro"]) for row in rows if row["method"] == method)
-            axis.plot(*zip(*points, strict=True), marker="o", markersize=3.5, label=method)
+            axis.plot(*zip(*points, strict=True), marker="o", markersize=3.5, **style)
         axis.scatter([cost(full)], [full["macro"]], color="black", zorder=3, label="all tokens")
         axis.set_xlabel(label)
         axis.grid(alpha=0.25)
     axes[0].set_ylabel("macro accuracy, %")
-    axes[0].legend(fontsize=8)
-    figure.tight_layout()
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.tight_layout(rect=(0, 0, 0.86, 1))
+    figure.legend(handles, labels, fontsize=8, loc="center right")
     return figure
 
 
@@ -135,13 +196,13 @@ def by_kind(rows: Sequence[dict[str, Any]], kinds: Sequence[str]) -> Figure:
         axis.axis("off")
     full = next(row for row in rows if row["method"] == "full")
     for axis, kind in zip(axes, kinds, strict=False):
-        for method in methods_of(rows):
+        for method, style in styles_of(rows).items():
             points = sorted(
                 (row["kept_tokens"] / row["visual_tokens"], row["types"][kind])
                 for row in rows
                 if row["method"] == method
             )
-            axis.plot(*zip(*points, strict=True), marker="o", markersize=2.5, label=method)
+            axis.plot(*zip(*points, strict=True), marker="o", markersize=2.5, **style)
         axis.axhline(full["types"][kind], color="black", linewidth=0.8, linestyle=":")
         axis.set_title(kind.replace("_", " "), fontsize=9)
         axis.grid(alpha=0.25)

@@ -4,34 +4,28 @@ from __future__ import annotations
 
 import json
 import re
-import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 import torch
 
-from gprune.evaluation.flops import LanguageModelShape, saving
-from gprune.evaluation.metrics import (
-    Record,
-    Tally,
-    between,
-    is_right,
-    loyalty,
-    mean_tally,
-    overall_performance,
-)
+from gprune.evaluation.flops import LanguageModelShape
+from gprune.evaluation.measure import Cost, measured
+from gprune.evaluation.metrics import is_right
+from gprune.evaluation.summary import notes, summary
 from gprune.evaluation.tasks import Example
-from gprune.evaluation.timing import synchronize
 from gprune.prompts import prepare
 from gprune.pruners import Pruner, make
 
 # Random selection is averaged over these seeds.
 RANDOM_SEEDS = (0, 1, 2)
+
+# What a stored line holds; a folder with other lines is refused instead of mixed.
+LINES = 2
 
 
 @dataclass(frozen=True)
@@ -106,7 +100,7 @@ class Evaluation:
     ) -> None:
         self.model, self.processor, self.examples = model, processor, list(examples)
         self.folder, self.batch, self.max_new_tokens = folder, batch, max_new_tokens
-        settings = {**settings, "max_new_tokens": max_new_tokens}
+        settings = {**settings, "max_new_tokens": max_new_tokens, "lines": LINES}
         (folder / "predictions").mkdir(parents=True, exist_ok=True)
         stored = folder / "settings.json"
         if stored.is_file() and json.loads(stored.read_text()) != settings:
@@ -141,6 +135,8 @@ class Evaluation:
         file.write_text("".join(json.dumps(line) + "\n" for line in done))
         finished = {line["id"] for line in done}
         advance(len(finished))
+        trace = self.folder / f"{run.label}.traceback.txt"
+        trace.unlink(missing_ok=True)
         rest = [example for example in self.examples if example.id not in finished]
         try:
             with file.open("a") as stream:
@@ -152,20 +148,19 @@ class Evaluation:
                     advance(len(part))
         except Exception as error:  # one method's crash must not lose the others' results
             self.failures[run.label] = f"{type(error).__name__}: {error}"
-            (self.folder / f"{run.label}.traceback.txt").write_text(traceback.format_exc())
+            trace.write_text(traceback.format_exc())
 
     @torch.inference_mode()
     def _answer(self, run: Run, part: Sequence[Example]) -> Iterator[dict[str, Any]]:
         asked = [(example.load(), example.question) for example in part]
         inputs = prepare(self.model, self.processor, asked)
         pruner = run.pruner()
+        options = {"do_sample": False, "max_new_tokens": self.max_new_tokens}
         with nullcontext() if pruner is None else pruner(self.model) as pruned:
-            synchronize(self.model.device)
-            start = time.perf_counter()
-            ids = self.model.generate(**inputs, do_sample=False, max_new_tokens=self.max_new_tokens)
-            synchronize(self.model.device)
-            seconds = time.perf_counter() - start
+            with measured(self.model, pruner) as cost:
+                ids = self.model.generate(**inputs, **options)
             kept = None if pruned is None else pruned.kept
+        shares = shares_of(cost, len(part))
         said = self.processor.batch_decode(
             ids[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True
         )
@@ -184,7 +179,7 @@ class Evaluation:
                 "visual_tokens": visual,
                 "kept_tokens": visual - dropped,
                 "text_tokens": int(inputs["attention_mask"][row].sum()) - visual,
-                "ms": 1000 * seconds / len(part),
+                **shares,
             }
 
     def finished(self, runs: Sequence[Run]) -> dict[Run, list[dict[str, Any]]]:
@@ -204,62 +199,29 @@ class Evaluation:
             reason = self.failures.get("full", "it is not finished")
             raise ValueError(f"the unpruned run has no results: {reason}")
         kinds = list(dict.fromkeys(example.kind for example in self.examples))
-        records = {run: [record_of(line) for line in lines] for run, lines in finished.items()}
-        base = Tally.of(records[full], kinds)
-        groups: dict[tuple[str, float | int], list[Run]] = {}
-        for run in finished:
-            groups.setdefault((run.method, run.keep), []).append(run)
-        tallies = {
-            key: mean_tally([Tally.of(records[run], kinds) for run in members])
-            for key, members in groups.items()
-        }
-        rows = []
-        for (method, keep), members in groups.items():
-            tally = tallies[method, keep]
-            lines = finished[members[0]]
-            random = tallies.get(("random", keep))
-            versus = None
-            if random is not None and method not in ("full", "random"):
-                versus = between(tally.resampled() - random.resampled())
-            rows.append(
-                {
-                    "method": method,
-                    "keep": keep,
-                    "macro": tally.macro,
-                    "interval": tally.interval,
-                    "types": dict(zip(kinds, tally.accuracy.tolist(), strict=True)),
-                    "retained": 100 * tally.macro / base.macro if base.macro else None,
-                    "loyalty": fmean([loyalty(records[full], records[run]) for run in members]),
-                    "overall_performance": overall_performance(base, tally),
-                    "minus_random": versus,
-                    "ms_an_example": fmean([line["ms"] for line in lines]),
-                    **self._cost(lines, keep),
-                }
-            )
+        shape = LanguageModelShape.from_config(self.model.config)
+        rows = summary(finished, kinds, shape, self.model.dtype.itemsize)
         return {
             "settings": json.loads((self.folder / "settings.json").read_text()),
             "examples": len(self.examples),
             "pictures": len({example.picture for example in self.examples}),
             "kinds": kinds,
             "rows": rows,
+            "notes": notes(rows),
             "failures": self.failures,
         }
 
-    def _cost(self, lines: Sequence[dict[str, Any]], keep: float | int) -> dict[str, Any]:
-        visual = round(fmean([line["visual_tokens"] for line in lines]))
-        cost = saving(
-            LanguageModelShape.from_config(self.model.config),
-            max(visual, 1),
-            round(fmean([line["text_tokens"] for line in lines])),
-            keep,
-            bytes_per_value=self.model.dtype.itemsize,
-            kept_tokens=round(fmean([line["kept_tokens"] for line in lines])),
-        )
-        values = asdict(cost)
-        del values["keep"]
-        return values
 
-
-def record_of(line: dict[str, Any]) -> Record:
-    """What the metrics need of a stored line."""
-    return Record(**{name: line[name] for name in ("id", "picture", "kind", "prediction", "right")})
+def shares_of(cost: Cost, rows: int) -> dict[str, Any]:
+    """What a line stores of a batch's cost: times and cache bytes are one example's share."""
+    decode = cost.decode
+    peak, before = cost.memory_peak, cost.memory_before
+    return {
+        "ms_an_answer": 1000 * cost.seconds / rows,
+        "prefill_ms": 1000 * cost.prefill / rows,
+        "method_ms": 1000 * cost.method / rows,
+        "decode_ms_a_token": None if decode is None else 1000 * decode / rows,
+        "kv_bytes": cost.kv_bytes / rows,
+        "memory_peak": peak,
+        "memory_growth": None if peak is None or before is None else peak - before,
+    }

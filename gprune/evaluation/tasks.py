@@ -109,17 +109,23 @@ def read_jsonl(path: Path, limit: int | None = None) -> list[Example]:
     """
     examples: list[Example] = []
     seen: set[str] = set()
-    for number, line in enumerate(path.read_text().splitlines(), 1):
+    # Split as bytes: a line with broken text is named like any other, and only "\n" ends a line.
+    for number, line in enumerate(path.read_bytes().split(b"\n"), 1):
         if not line.strip():
             continue
         try:
             row = json.loads(line)
+            if not isinstance(row, dict):
+                raise TypeError(f"expected an object, found {type(row).__name__}")
             images = [row["image"]] if isinstance(row["image"], str) else list(row["image"])
             answers = [row["answer"]] if isinstance(row["answer"], str) else list(row["answer"])
             question, kind = row["question"], row.get("type", path.stem)
             strings = [*images, *answers, question, kind]
             if not images or not answers or not all(isinstance(text, str) for text in strings):
                 raise TypeError("image, question and answer must be text, or lists of text")
+            absent = [image for image in images if not (path.parent / image).is_file()]
+            if absent:
+                raise ValueError(f"image {absent[0]!r} does not exist beside the file")
         except (ValueError, KeyError, TypeError) as error:
             reason = f"{error} is missing" if isinstance(error, KeyError) else str(error)
             raise ValueError(f"{path}, line {number} cannot be read: {reason}") from None

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import json
 import re
+import signal
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pytest
@@ -12,13 +16,16 @@ from typer.testing import CliRunner
 
 from gprune import GPrune, L2NormPruner, UniformGridPruner
 from gprune.cli import app
+from gprune.evaluation import summary
 from gprune.evaluation.metrics import (
     Record,
     Tally,
+    groups_of,
     is_right,
     loyalty,
     mean_tally,
     overall_performance,
+    tally_of,
 )
 from gprune.evaluation.runner import Evaluation, Run, runs_of
 from gprune.evaluation.tasks import load_tasks, read_jsonl
@@ -88,9 +95,23 @@ def test_results_and_report(jsonl, tmp_path):
     assert full["loyalty"] == full["retained"] == full["overall_performance"] == 100
     assert full["types"]["other"] == 0 < full["types"]["count"]
     assert set(full["types"]) == {"other", "count"}
-    assert half["minus_random"][0] <= half["minus_random"][1]
+    low, high = half["minus_random"]["interval"]
+    assert low <= half["minus_random"]["macro"] <= high
+    for row in results["rows"]:
+        assert row["flops"].keys() == {"fastv", "linear", "exact"}
+        assert row["ms_an_answer"] > row["prefill_ms"] > row["method_ms"] >= 0
+        assert (row["method_ms"] == 0) == (row["method"] == "full")
+        assert row["decode_ms_a_token"] > 0
+        # Prompts of a batch are equally long here: no padding beside the formula's bytes.
+        assert row["kv_bytes_measured"] == row["kv_bytes_pruned"]
+        if sys.platform == "linux":
+            assert row["peak_memory_bytes"] > row["peak_growth_bytes"] >= 0
+    assert half["flops"]["linear"]["saved"] > 0.4
+    assert any("group A" in note and "downsampling" in note for note in results["notes"])
+    assert not any("random are not known" in note for note in results["notes"])
     report = (out / "report.html").read_text()
-    assert report.count("<tr") == 6
+    # Scores, costs and types: each with a row of headings, all tokens, and four runs.
+    assert report.count("<tr") == 3 * 6
     assert "<svg" in report
     assert not re.search(r"(src|href)=.?https?:", report)
 
@@ -112,6 +133,39 @@ def test_a_killed_evaluation_goes_on(jsonl, tmp_path):
     assert torn["rows"][1]["types"] == whole["rows"][1]["types"]
 
 
+def test_a_kill_in_the_middle(jsonl, tmp_path):
+    """The process is killed while it writes; the same command then does the rest, and no more."""
+    out = tmp_path / "out"
+    line = jsonl.read_text().splitlines()[1]
+    jsonl.write_text("\n".join([line] * 60))
+    options = ["--methods", "gprune", "--keep", "0.5", "--batch", "1", "--out", str(out), "--json"]
+    command = [
+        sys.executable,
+        "-c",
+        "from gprune.cli import main; main()",
+        "eval",
+        "tiny",
+        "--tasks",
+        str(jsonl),
+        *options,
+    ]
+    file = out / "predictions" / "gprune-0.5.jsonl"
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while process.poll() is None and not (file.is_file() and file.stat().st_size):
+        time.sleep(0.01)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    before = file.read_text().rpartition("\n")[0].splitlines()
+    full = (out / "predictions" / "full.jsonl").read_text()
+    assert 0 < len(before) < 60
+    done = evaluate("--tasks", jsonl, *options)
+    assert done.exit_code == 0, done.output
+    after = file.read_text().splitlines()
+    assert after[: len(before)] == before  # times and all: nothing was asked twice
+    assert [json.loads(line)["id"] for line in after] == [f"mine/{n}" for n in range(1, 61)]
+    assert (out / "predictions" / "full.jsonl").read_text() == full
+
+
 def test_one_method_that_fails_does_not_lose_the_others(jsonl, tmp_path, monkeypatch):
     def explode(self, tokens):
         raise RuntimeError("out of luck")
@@ -124,6 +178,11 @@ def test_one_method_that_fails_does_not_lose_the_others(jsonl, tmp_path, monkeyp
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     assert [row["method"] for row in results["rows"]] == ["full", "gprune"]
     assert "out of luck" in (tmp_path / "out" / "report.html").read_text()
+    trace = tmp_path / "out" / "l2_norm-0.3.traceback.txt"
+    assert "out of luck" in trace.read_text()
+    monkeypatch.undo()
+    assert evaluate(*options, "--out", tmp_path / "out").exit_code == 0  # mended, it goes on
+    assert not trace.exists()
 
 
 def test_other_settings_in_the_same_folder_are_refused(jsonl, tmp_path):
@@ -141,14 +200,30 @@ def test_other_settings_in_the_same_folder_are_refused(jsonl, tmp_path):
         ('{"question": "what?", "answer": "1"}', "line 2 cannot be read: 'image' is missing"),
         ('{"image": "a.png", "question": "what?", "answer": 3}', "line 2 cannot be read"),
         ('{"image": [], "question": "what?", "answer": "3"}', "must be text"),
+        ('["a.png", "what?", "3"]', "line 2 cannot be read: expected an object, found list"),
+        ('{"image": "b.png", "question": "what?", "answer": "3"}', "image 'b.png' does not exist"),
+        (
+            '{"image": "a.png", "question": "wh\xe4t?", "answer": "3"}',
+            "line 2 cannot be read: 'utf",
+        ),
     ],
 )
 def test_bad_lines_are_named(tmp_path, line, message):
     path = tmp_path / "bad.jsonl"
-    path.write_text('{"image": "a.png", "question": "what?", "answer": "1"}\n' + line + "\n")
+    (tmp_path / "a.png").touch()
+    good = '{"image": "a.png", "question": "what?", "answer": "1"}'
+    path.write_bytes(f"{good}\n{line}\n".encode("latin-1"))
     with pytest.raises(ValueError, match=re.escape(str(path))) as raised:
         read_jsonl(path)
     assert message in str(raised.value)
+
+
+def test_only_line_feeds_end_lines(tmp_path):
+    (tmp_path / "a.png").touch()
+    path = tmp_path / "mine.jsonl"
+    row = {"image": "a.png", "question": "one\u2028two\x85three?", "answer": "1"}
+    path.write_text(json.dumps(row, ensure_ascii=False) + "\r\n\n", newline="")
+    assert [example.question for example in read_jsonl(path)] == [row["question"]]
 
 
 def test_bad_use(tmp_path, jsonl):
@@ -166,6 +241,55 @@ def test_bad_use(tmp_path, jsonl):
     done = evaluate("--tasks", tmp_path / "gone.jsonl", "--out", tmp_path / "gone")
     assert done.exit_code == 2
     assert "gone.png" in done.output
+
+
+def test_group_a_is_what_the_reference_gets_wrong(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(summary, "REFERENCE", "l2_norm")
+    model, processor = tiny
+    processor.tokenizer.padding_side = "left"
+    evaluation = Evaluation(model, processor, load_tasks(["scenes"], 6), tmp_path, {})
+    runs = runs_of(["l2_norm", "graph_cover", "random"], [0.1])
+    for run in runs:
+        evaluation.perform(run)
+    right = {
+        run.label: {line["id"] for line in evaluation.lines(run) if line["right"]} for run in runs
+    }
+    hard = right["full"] - right["l2_norm-0.1"]
+    easy = right["full"] & right["l2_norm-0.1"]
+    results = evaluation.results(runs)
+    rows = {row["method"]: row for row in results["rows"]}
+    assert not results["notes"]
+    assert rows["full"]["group_a"] is None
+    assert rows["l2_norm"]["group_a"]["accuracy"] == 0
+    assert rows["l2_norm"]["group_b"]["accuracy"] == 100
+    for name, ids in (("group_a", hard), ("group_b", easy)):
+        assert rows["graph_cover"][name]["examples"] == len(ids) > 0
+        expected = 100 * len(ids & right["graph_cover-0.1"]) / len(ids)
+        assert rows["graph_cover"][name]["accuracy"] == pytest.approx(expected)
+        low, high = rows["graph_cover"][name]["interval"]
+        assert low <= expected <= high
+    seeds = [len(hard & right[f"random-0.1-seed{seed}"]) for seed in range(3)]
+    assert rows["random"]["group_a"]["accuracy"] == pytest.approx(100 * np.mean(seeds) / len(hard))
+
+
+def test_groups_by_hand():
+    def answered(*right):
+        return [Record(str(i), str(i), "", "", good) for i, good in enumerate(right)]
+
+    full = answered(True, True, True, False, False)
+    a, b = groups_of(full, answered(True, False, False, True, False))
+    assert (a, b) == ({"1", "2"}, {"0"})  # what all tokens get wrong is in neither
+    assert tally_of(answered(False, True, False, True, True), a).macro == 50
+    a, b = groups_of(full, answered(True, True))  # a reference that was asked less
+    assert (a, b) == (set(), {"0", "1"})
+
+
+def test_a_budget_that_nothing_fails():
+    """Group A can be empty; that is said, not divided by."""
+    full = [Record("0", "p", "", "", True)]
+    scores = summary.group_scores(full, full, [full])
+    assert scores["group_a"] == {"examples": 0, "accuracy": None, "interval": None}
+    assert scores["group_b"]["accuracy"] == 100
 
 
 def test_runs():
