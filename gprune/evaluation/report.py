@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 72rem; padding: 0 1rem;
+body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 80rem; padding: 0 1rem;
        color: #1c2430; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 13px; }
 th, td { padding: .3rem .6rem; text-align: right; border-bottom: 1px solid #dde3ea;
@@ -47,10 +47,12 @@ def page(results: dict[str, Any], cases: Sequence[tuple[str, Image.Image]] = ())
         table([accuracy_cells(row) for row in rows]),
         *(f"<p class=note>{html.escape(note)}</p>" for note in results["notes"]),
         "<h2>Cost</h2>",
-        "<p>Multiply-adds of the language model's prefill in three conventions and key-value bytes "
-        "by formula; the rest measured. Times are medians of one question's share of its batch: "
-        "prefill is until the first token, encoder and selection included; method is the selection "
-        "alone. Peak memory is of a whole batch.</p>",
+        "<p>The share of the language model's multiply-adds at prefill that is saved, in three "
+        "conventions, and key-value bytes by formula; the rest is measured. Times are medians of "
+        "one question's share of its batch: prefill is until the first token, encoder and "
+        "selection included; method is the selection alone; then each further token, and all of "
+        "the answer. Peak memory is of a whole batch: all that is held, and what of it the batch "
+        "has added.</p>",
         table([cost_cells(row) for row in rows]),
         "<h2>Accuracy against cost</h2>",
         svg(curves(rows)),
@@ -101,17 +103,18 @@ def accuracy_cells(row: dict[str, Any]) -> dict[str, str]:
 
 def cost_cells(row: dict[str, Any]) -> dict[str, str]:
     """A row's costs as text, by heading."""
+    saved = {f"{name} saved": f"{100 * one['saved']:.0f}%" for name, one in row["flops"].items()}
     return {
         "method": row["method"],
         "keep": str(row["keep"]),
-        **{f"FLOPs, {name}": f"-{100 * one['saved']:.0f}%" for name, one in row["flops"].items()},
-        "KV, KiB": number(row["kv_bytes_pruned"] / 2**10),
+        **saved,
+        "KV KiB": number(row["kv_bytes_pruned"] / 2**10),
         "measured": number(row["kv_bytes_measured"] / 2**10),
-        "prefill, ms": number(row["prefill_ms"], 2),
-        "method, ms": number(row["method_ms"], 2),
-        "decode, ms a token": number(row["decode_ms_a_token"], 2),
-        "answer, ms": number(row["ms_an_answer"], 2),
-        "peak, MiB": number(mebibytes(row["peak_memory_bytes"])),
+        "prefill ms": number(row["prefill_ms"], 2),
+        "method ms": number(row["method_ms"], 2),
+        "ms a token": number(row["decode_ms_a_token"], 2),
+        "answer ms": number(row["ms_an_answer"], 2),
+        "peak MiB": number(mebibytes(row["peak_memory_bytes"])),
         "of it new": number(mebibytes(row["peak_growth_bytes"])),
     }
 
@@ -130,10 +133,10 @@ def spread(interval: Sequence[float]) -> str:
 
 
 def signed(versus: dict[str, Any] | None) -> str:
-    """A difference with its interval."""
+    """A difference with its interval, nothing where it is not known."""
     if versus is None:
         return ""
-    return "{:+.1f} ({:+.1f} to {:+.1f})".format(versus["macro"], *versus["interval"])
+    return "{:+z.1f} ({:+z.1f} to {:+z.1f})".format(versus["macro"], *versus["interval"])
 
 
 def table(rows: Sequence[dict[str, str]]) -> str:
@@ -164,7 +167,8 @@ def styles_of(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
 
 def curves(rows: Sequence[dict[str, Any]]) -> Figure:
     """Macro accuracy against kept tokens, FLOPs and time."""
-    figure = Figure(figsize=(13, 4))
+    styles = styles_of(rows)
+    figure = Figure(figsize=(13, max(4, 0.22 * len(styles))))
     axes = figure.subplots(1, 3)
     full = next(row for row in rows if row["method"] == "full")
     costs: tuple[tuple[str, Callable[[dict[str, Any]], float]], ...] = (
@@ -173,7 +177,7 @@ def curves(rows: Sequence[dict[str, Any]]) -> Figure:
         ("prefill, ms a question (measured)", lambda row: row["prefill_ms"]),
     )
     for axis, (label, cost) in zip(axes, costs, strict=True):
-        for method, style in styles_of(rows).items():
+        for method, style in styles.items():
             points = sorted((cost(row), row["macro"]) for row in rows if row["method"] == method)
             axis.plot(*zip(*points, strict=True), marker="o", markersize=3.5, **style)
         axis.scatter([cost(full)], [full["macro"]], color="black", zorder=3, label="all tokens")

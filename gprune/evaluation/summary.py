@@ -92,8 +92,16 @@ def costs(
         for name in ("visual_tokens", "kept_tokens", "text_tokens")
     )
     counted = {
-        name: saving(shape, max(visual, 1), text, 1.0, name, bytes_per_value, kept)
-        for name in CONVENTIONS
+        convention: saving(
+            shape,
+            max(visual, 1),
+            text,
+            keep=1.0,
+            convention=convention,
+            bytes_per_value=bytes_per_value,
+            kept_tokens=kept,
+        )
+        for convention in CONVENTIONS
     }
     return {
         "visual_tokens": visual,
