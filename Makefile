@@ -6,7 +6,7 @@ export OMP_WAIT_POLICY := PASSIVE
 export TRANSFORMERS_VERBOSITY ?= error
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: demo test test-oldest lint train bench figures clean
+.PHONY: demo test test-oldest test-lmms lint train bench figures clean
 demo: .venv/ready
 	$(RUN)/gprune demo
 
@@ -22,6 +22,17 @@ test-oldest: .venv/ready .venv/oldest/ready
 		--target .venv/oldest transformers==5.19.0
 	touch $@
 
+# lmms-eval's own command on the tiny VLM, in an environment of its own (2.6 GB).
+test-lmms: .venv/lmms/ready
+	PYTHONPATH=tests/lmms/torchvision_cpu .venv/lmms/bin/python -m pytest tests/lmms
+
+.venv/lmms/ready: requirements.lock requirements-lmms.lock pyproject.toml
+	$(PYTHON) -m venv .venv/lmms
+	.venv/lmms/bin/pip install --quiet --disable-pip-version-check -r requirements.lock
+	.venv/lmms/bin/pip install --quiet --disable-pip-version-check --no-deps -r requirements-lmms.lock
+	.venv/lmms/bin/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	touch $@
+
 lint: .venv/ready
 	$(RUN)/ruff check .
 	$(RUN)/ruff format --check .
@@ -34,6 +45,7 @@ train: .venv/ready
 bench: .venv/ready
 	$(RUN)/python benchmarks/selection.py
 	$(RUN)/python benchmarks/tiny_accuracy.py
+	$(RUN)/python benchmarks/leaderboard.py
 
 figures: .venv/ready
 	$(RUN)/python benchmarks/figures.py
