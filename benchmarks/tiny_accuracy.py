@@ -1,37 +1,87 @@
-"""The shipped tiny VLM's accuracy by method and budget: python benchmarks/tiny_accuracy.py
+"""Every method on the shipped tiny VLM: python benchmarks/tiny_accuracy.py
 
-Held-out scenes and the official easy-VQA test split. Macro accuracy is the mean over question
-types; its interval is a 95% bootstrap over pictures; retained is its share of the macro accuracy of
-all tokens. Random selection is averaged over three seeds.
+Held-out scenes and the official easy-VQA test split, each method at each budget. What every
+question got is stored, one file a method, so a killed run goes on where it stopped and methods can
+be run one by one; `leaderboard.py` makes the tables. Random selection is run with three seeds.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
+import torch
 import typer
 from rich.console import Console
 from rich.progress import track
 
-from gprune import make, methods
+from gprune import methods
 from gprune.cli import parse_keep, quiet_transformers
-from gprune.evaluation.metrics import Record, Tally, mean_tally
-from gprune.evaluation.runner import RANDOM_SEEDS
+from gprune.evaluation import tasks
+from gprune.evaluation.metrics import Record, Tally
+from gprune.evaluation.runner import Evaluation, Run, runs_of
 from gprune.tinyvlm import load
-from gprune.tinyvlm.accuracy import TYPES, Sample, held_out, score
+from gprune.tinyvlm.accuracy import TYPES, Sample, held_out, projected_batches, score
+
+RESULTS = Path("benchmarks/results/tiny_accuracy")
+BUDGETS = "0.75,0.5,0.36,0.25,0.11,0.1,0.05"
+# All tokens, and all tokens of another picture than the one asked about.
+FULL, BLIND = "full", "another_picture"
+
+
+@dataclass(frozen=True)
+class Questions:
+    """What was asked.
+
+    Attributes:
+        scenes: number of generated pictures, the first ones.
+        easy_vqa: number of easy-VQA's pictures, the rest.
+        kinds: the types of question.
+        asked: for each picture the type of each of its questions, as a place in ``kinds``.
+    """
+
+    scenes: int
+    easy_vqa: int
+    kinds: list[str]
+    asked: list[list[int]]
+
+    @classmethod
+    def of(cls, samples: Sequence[Sample], scenes: int) -> Questions:
+        """Those of `held_out`, of which the first ``scenes`` pictures are generated."""
+        asked = [[TYPES.index(item.kind) for item in sample.questions] for sample in samples]
+        return cls(scenes, len(samples) - scenes, list(TYPES), asked)
+
+    def tally(self, right: Sequence[bool]) -> Tally:
+        """Outcomes of all questions in order, by picture and type."""
+        outcome = iter(right)
+        records = [
+            Record("", str(picture), self.kinds[kind], "", bool(next(outcome)))
+            for picture, kinds in enumerate(self.asked)
+            for kind in kinds
+        ]
+        return Tally.of(records, self.kinds)
+
+    def __len__(self) -> int:
+        return sum(map(len, self.asked))
+
+
+def packed(right: Sequence[bool]) -> str:
+    """Outcomes as hexadecimal digits, four a digit."""
+    return np.packbits(np.asarray(right, dtype=bool)).tobytes().hex()
+
+
+def unpacked(digits: str, count: int) -> np.ndarray:
+    """The ``count`` outcomes in what `packed` returned, bool [count]."""
+    return np.unpackbits(np.frombuffer(bytes.fromhex(digits), np.uint8))[:count].astype(bool)
 
 
 def tally(samples: Sequence[Sample], outcomes: Sequence[Sequence[bool]]) -> Tally:
     """The outcomes of `score` by picture and type."""
-    records = [
-        Record("", str(row), question.kind, "", good)
-        for row, (sample, results) in enumerate(zip(samples, outcomes, strict=True))
-        for question, good in zip(sample.questions, results, strict=True)
-    ]
-    return Tally.of(records, TYPES)
+    return Questions.of(samples, len(samples)).tally([one for many in outcomes for one in many])
 
 
 def summary(tally: Tally) -> dict[str, object]:
@@ -40,75 +90,162 @@ def summary(tally: Tally) -> dict[str, object]:
     return {"macro": tally.macro, "interval": tally.interval, "types": types}
 
 
+class Refused(Exception):
+    """The tiny model cannot serve a method."""
+
+
+class Scorer:
+    """Answers all questions with one run's method.
+
+    Args:
+        samples: pictures with questions.
+        scenes: how many of them, the first, are generated.
+        work: folder for what is unfinished of methods that cannot be scored in one pass a picture.
+        checkpoint: the shipped one by default.
+    """
+
+    def __init__(
+        self, samples: Sequence[Sample], scenes: int, work: Path, checkpoint: Path | None
+    ) -> None:
+        self.model, self.processor = load(checkpoint)
+        self.samples, self.scenes, self.work = samples, scenes, work
+        with torch.inference_mode():
+            self.encoded = list(projected_batches(self.model, samples))
+
+    def right(self, run: Run) -> list[bool]:
+        """Whether each question was answered right.
+
+        Raises:
+            Refused: the model cannot serve the method.
+        """
+        if run.method == BLIND:
+            outcomes = score(self.model, self.with_other_pictures())
+        else:
+            try:
+                outcomes = score(self.model, self.samples, run.pruner(), self.encoded)
+            except ValueError:
+                # It needs more than features: attention, the question, or a place in the model.
+                return self.asked_one_by_one(run)
+        return [one for many in outcomes for one in many]
+
+    def with_other_pictures(self) -> list[Sample]:
+        """Every question about the next picture of its kind."""
+        parts = (self.samples[: self.scenes], self.samples[self.scenes :])
+        return [
+            Sample(other.image, sample.questions)
+            for part in parts
+            for sample, other in zip(part, [*part[1:], *part[:1]], strict=True)
+        ]
+
+    def asked_one_by_one(self, run: Run) -> list[bool]:
+        """As `right`, through ``generate``: much slower, and there for every method."""
+        self.processor.tokenizer.padding_side = "left"
+        examples = tasks.scenes(self.scenes) + tasks.easy_vqa(len(self.samples) - self.scenes)
+        settings = {"scenes": self.scenes, "easy_vqa": len(self.samples) - self.scenes}
+        evaluation = Evaluation(self.model, self.processor, examples, self.work, settings, batch=32)
+        evaluation.perform(run)
+        if evaluation.failures:
+            raise Refused(evaluation.failures[run.label])
+        return [line["right"] for line in evaluation.lines(run)]
+
+
+class Results:
+    """The folder of results: ``questions.json``, and one file for each method.
+
+    Raises:
+        ValueError: it holds results of other questions.
+    """
+
+    def __init__(self, folder: Path, questions: Questions) -> None:
+        self.folder = folder
+        stored = folder / "questions.json"
+        if stored.is_file():
+            if read_questions(folder) != questions:
+                raise ValueError(
+                    f"out {str(folder)!r} holds results of other questions; take another folder"
+                )
+            return
+        folder.mkdir(parents=True, exist_ok=True)
+        write(stored, vars(questions))
+
+    def read(self, method: str) -> dict[str, Any]:
+        """What is stored of a method."""
+        return read_method(self.folder, method)
+
+    def add(self, run: Run, right: Sequence[bool]) -> None:
+        """Stores the outcome of one run."""
+        stored = self.read(run.method)
+        runs = [*stored["runs"], {"keep": run.keep, "seed": run.seed, "right": packed(right)}]
+        runs.sort(key=lambda one: (-one["keep"], one["seed"] or 0))
+        write(self.folder / f"{run.method}.json", {"method": run.method, "runs": runs})
+
+    def refuse(self, run: Run, reason: str) -> None:
+        """Stores why a method cannot be served."""
+        content = {"method": run.method, "runs": [], "refused": reason}
+        write(self.folder / f"{run.method}.json", content)
+
+    def missing(self, runs: Sequence[Run]) -> Iterator[Run]:
+        """The runs that have not been stored, of methods that have not been refused."""
+        for run in runs:
+            stored = self.read(run.method)
+            done = [(one["keep"], one["seed"]) for one in stored["runs"]]
+            if "refused" not in stored and (run.keep, run.seed) not in done:
+                yield run
+
+
+def read_questions(folder: Path) -> Questions:
+    """What the results in a folder are about."""
+    return Questions(**json.loads((folder / "questions.json").read_text()))
+
+
+def read_method(folder: Path, method: str) -> dict[str, Any]:
+    """What is stored of a method, no runs where there is nothing."""
+    file = folder / f"{method}.json"
+    return json.loads(file.read_text()) if file.is_file() else {"method": method, "runs": []}
+
+
+def write(file: Path, content: dict[str, Any]) -> None:
+    """Writes JSON so that a kill leaves the old file or the new one."""
+    part = file.with_suffix(".part")
+    part.write_text(json.dumps(content) + "\n")
+    part.replace(file)
+
+
 def main(
-    scenes: Annotated[int, typer.Option(help="Held-out scenes.")] = 400,
-    easy_vqa: Annotated[int, typer.Option(help="Pictures of easy-VQA's test split.")] = 150,
-    keeps: Annotated[str, typer.Option(help="Budgets.")] = "0.5,0.36,0.25,0.1,0.05",
+    scenes: Annotated[int, typer.Option(min=1, help="Held-out scenes.")] = 400,
+    easy_vqa: Annotated[int, typer.Option(min=1, help="Pictures of easy-VQA's test split.")] = 150,
+    keeps: Annotated[str, typer.Option(help="Budgets.")] = BUDGETS,
     names: Annotated[str, typer.Option(help="Methods; all by default.")] = ",".join(methods()),
     checkpoint: Annotated[Path | None, typer.Option(help="Another checkpoint.")] = None,
-    out: Annotated[Path, typer.Option(help="Where to write the numbers.")] = Path(
-        "benchmarks/results/tiny_accuracy.json"
-    ),
-    stored: Annotated[
-        bool, typer.Option("--stored", help="Print the numbers in OUT anew.")
+    again: Annotated[
+        bool, typer.Option("--again", help="Forget what is stored of these methods.")
     ] = False,
+    out: Annotated[Path, typer.Option(help="Where to write the results.")] = RESULTS,
+    work: Annotated[Path, typer.Option(help="For unfinished runs.")] = Path("out/tiny_accuracy"),
 ) -> None:
-    """Score every method at every budget and print Markdown tables."""
-    if stored:
-        print_tables(json.loads(out.read_text())["rows"])
-        return
+    """Score what has not been scored yet: every method at every budget."""
+    chosen = names.split(",")
+    budgets = [parse_keep(keep) for keep in keeps.split(",")]
+    runs = [Run(FULL, 1.0), Run(BLIND, 1.0)]
+    for name in chosen:
+        runs += [run for run in runs_of([name], budgets) if run.method != FULL]
     quiet_transformers()
-    model, _ = load(checkpoint)
     samples = held_out("test", scenes, easy_vqa)
-    shuffled = [
-        Sample(other.image, sample.questions)
-        for part in (samples[:scenes], samples[scenes:])
-        for sample, other in zip(part, [*part[1:], *part[:1]], strict=True)
-    ]
-    rows: list[dict[str, Any]] = []
-    for label, shown in (("all tokens", samples), ("all tokens, another picture", shuffled)):
-        rows.append({"method": label, "keep": 1.0, **summary(tally(shown, score(model, shown)))})
-    runs = [(name, keep) for keep in keeps.split(",") for name in names.split(",")]
-    # The bar goes to the terminal, the table to whoever reads the output.
-    for name, keep in track(runs, "methods and budgets", console=Console(stderr=True)):
-        seeds = [{"seed": seed} for seed in RANDOM_SEEDS] if name == "random" else [{}]
-        found = [
-            tally(samples, score(model, samples, make(name, keep=parse_keep(keep), **options)))
-            for options in seeds
-        ]
-        rows.append({"method": name, "keep": parse_keep(keep), **summary(mean_tally(found))})
-    record = {
-        "scenes": scenes,
-        "easy_vqa": easy_vqa,
-        "random_seeds": len(RANDOM_SEEDS),
-        "rows": rows,
-    }
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(record, indent=2) + "\n")
-    print_tables(rows)
-
-
-def print_tables(rows: Sequence[dict[str, Any]]) -> None:
-    """Macro accuracy by method and budget, then everything, as Markdown."""
-    full = rows[0]["macro"]
-    pruned = [row for row in rows if row["keep"] != 1.0]
-    keeps = list(dict.fromkeys(row["keep"] for row in pruned))
-    print(f"| | {' | '.join(map(str, keeps))} |")
-    print("|---" * (1 + len(keeps)) + "|")
-    for name in dict.fromkeys(row["method"] for row in pruned):
-        own = [row for row in pruned if row["method"] == name]
-        cells = [f"{row['macro']:.1f} ({100 * row['macro'] / full:.0f}%)" for row in own]
-        print(f"| {name} | {' | '.join(cells)} |")
-    headings = ["method", "keep", "macro", "retained", *(kind.replace("_", " ") for kind in TYPES)]
-    print(f"\n| {' | '.join(headings)} |")
-    print("|---" * len(headings) + "|")
-    for row in rows:
-        low, high = row["interval"]
-        cells = " | ".join(f"{row['types'][kind]:.1f}" for kind in TYPES)
-        print(
-            f"| {row['method']} | {row['keep']} | {row['macro']:.1f} ({low:.1f} to {high:.1f}) "
-            f"| {100 * row['macro'] / full:.1f} | {cells} |"
-        )
+    results = Results(out, Questions.of(samples, scenes))
+    if again:
+        for name in chosen:
+            (out / f"{name}.json").unlink(missing_ok=True)
+    scorer = Scorer(samples, scenes, work, checkpoint)
+    refused = set()
+    # The bar goes to the terminal alone.
+    for run in track(list(results.missing(runs)), "runs", console=Console(stderr=True)):
+        if run.method in refused:
+            continue
+        try:
+            results.add(run, scorer.right(run))
+        except Refused as refusal:
+            refused.add(run.method)
+            results.refuse(run, str(refusal))
 
 
 if __name__ == "__main__":

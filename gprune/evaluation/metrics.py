@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -76,14 +76,16 @@ class Tally:
     def resampled(self) -> np.ndarray:
         """Macro accuracies of bootstrap samples of the pictures, [RESAMPLES].
 
+        NaN where a sample has no question, as of a single rare type.
         Draws are always the same: the difference of two tallies of the same pictures is paired.
         """
         rng = np.random.default_rng(0)
         share = np.full(len(self.right), 1 / len(self.right))
         weights = rng.multinomial(len(self.right), share, size=RESAMPLES)
         right, asked = weights @ self.right, weights @ self.asked
-        accuracy = np.divide(right, asked, out=np.full_like(right, np.nan), where=asked > 0)
-        return 100 * np.nanmean(accuracy, 1)
+        accuracy = np.divide(right, asked, out=np.zeros_like(right), where=asked > 0)
+        with np.errstate(invalid="ignore"):
+            return 100 * accuracy.sum(1) / (asked > 0).sum(1)
 
     @property
     def interval(self) -> tuple[float, float]:
@@ -92,8 +94,8 @@ class Tally:
 
 
 def between(values: np.ndarray) -> tuple[float, float]:
-    """The 2.5th and 97.5th percentile."""
-    low, high = np.percentile(values, [2.5, 97.5])
+    """The 2.5th and 97.5th percentile of those that are numbers."""
+    low, high = np.nanpercentile(values, [2.5, 97.5])
     return float(low), float(high)
 
 
@@ -101,6 +103,22 @@ def mean_tally(tallies: Sequence[Tally]) -> Tally:
     """The mean of several seeds on the same pictures."""
     right = np.mean([tally.right for tally in tallies], 0)
     return Tally(tallies[0].kinds, right, tallies[0].asked)
+
+
+def tied_ranks(tallies: Mapping[str, Tally]) -> dict[str, int]:
+    """Ranks from 1, tied where the data cannot tell two apart.
+
+    A rank is one more than the number of those that are better: whose 95% interval of the paired
+    difference lies above 0. Being told apart is not transitive, so equal ranks are no groups.
+
+    Args:
+        tallies: of the same pictures, by name.
+    """
+    drawn = {name: tally.resampled() for name, tally in tallies.items()}
+    return {
+        name: 1 + sum(between(other - own)[0] > 0 for other in drawn.values())
+        for name, own in drawn.items()
+    }
 
 
 def loyalty(full: Sequence[Record], pruned: Sequence[Record]) -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -88,6 +88,7 @@ def score(
     model: LlavaForConditionalGeneration,
     samples: Sequence[Sample],
     pruner: Pruner | None = None,
+    encoded: Iterable[tuple[Tensor, list[list[Question]]]] | None = None,
 ) -> list[list[bool]]:
     """Whether greedy decoding gives each question's whole answer, by picture.
 
@@ -98,11 +99,12 @@ def score(
         model: in evaluation mode.
         samples: pictures with questions.
         pruner: None keeps all tokens.
+        encoded: what `projected_batches` makes of the samples, where several pruners see them.
     """
     tokenizer = build_tokenizer()
     grid = grid_of(model)
     outcomes: list[list[bool]] = []
-    for features, questions in projected_batches(model, samples):
+    for features, questions in encoded or projected_batches(model, samples):
         packed = pack(questions, tokenizer, grid**2)
         places = None
         if pruner is not None:
