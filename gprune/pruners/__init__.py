@@ -9,9 +9,16 @@ from gprune.budget import Keep
 from gprune.pruners.base import Pruner, ScorePruner
 from gprune.pruners.baselines import L2NormPruner, RandomPruner, UniformGridPruner
 from gprune.pruners.cover import GraphCover
+from gprune.pruners.decoder import DecoderPruner
 from gprune.pruners.diversity import DART, DivPrune
+from gprune.pruners.downsampling import Downsampling
+from gprune.pruners.fastv import FastV
 from gprune.pruners.gprune import GPrune
 from gprune.pruners.merging import AveragePooling, ToMe
+from gprune.pruners.pyramid import PyramidDrop
+from gprune.pruners.sparsevlm import SparseVLM
+from gprune.pruners.todre import ToDRE
+from gprune.pruners.video import EVS, VidCom2
 
 METHODS: dict[str, type[Pruner]] = {
     method.name: method
@@ -20,11 +27,18 @@ METHODS: dict[str, type[Pruner]] = {
         GraphCover,
         DivPrune,
         DART,
+        ToDRE,
         ToMe,
         AveragePooling,
         RandomPruner,
         UniformGridPruner,
         L2NormPruner,
+        Downsampling,
+        FastV,
+        PyramidDrop,
+        SparseVLM,
+        EVS,
+        VidCom2,
     )
 }
 
@@ -35,6 +49,11 @@ RECOMMENDED = GraphCover.name
 def methods() -> list[str]:
     """The name of every method, G-Prune first."""
     return list(METHODS)
+
+
+def group_methods() -> list[str]:
+    """The methods that choose from the tokens of one group, whatever it is of: `Pruner.select`."""
+    return [name for name, method in METHODS.items() if method.scope == "group"]
 
 
 def make(name: str, keep: Keep, **options: Any) -> Pruner:
@@ -58,16 +77,25 @@ def make(name: str, keep: Keep, **options: Any) -> Pruner:
 
 __all__ = [
     "DART",
+    "EVS",
     "AveragePooling",
+    "DecoderPruner",
     "DivPrune",
+    "Downsampling",
+    "FastV",
     "GPrune",
     "GraphCover",
     "L2NormPruner",
     "Pruner",
+    "PyramidDrop",
     "RandomPruner",
     "ScorePruner",
+    "SparseVLM",
+    "ToDRE",
     "ToMe",
     "UniformGridPruner",
+    "VidCom2",
+    "group_methods",
     "make",
     "methods",
 ]

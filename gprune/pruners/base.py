@@ -39,6 +39,9 @@ class Pruner(ABC):
 
     # What `gprune.methods()` and the command line call it; unique, lower case.
     name: ClassVar[str]
+    # What it chooses from: a ``group`` of tokens by itself, the frames of a ``video`` together, the
+    # tokens inside the language model's ``decoder``, or the ``pixels`` before they are encoded.
+    scope: ClassVar[str] = "group"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "keep", check_rule(self.keep))
