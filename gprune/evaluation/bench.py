@@ -20,7 +20,7 @@ from torch import Tensor
 from gprune.budget import kept_count
 from gprune.evaluation.flops import LanguageModelShape, saving
 from gprune.evaluation.timing import synchronize
-from gprune.pruners import METHODS, GPrune, make
+from gprune.pruners import GPrune, group_methods, make
 from gprune.tokens import VisualTokens
 
 # A language model that a CPU can prefill in about a second: LLaVA-1.5's grid, a quarter of its
@@ -86,7 +86,7 @@ def in_turn(
 def selection_times(
     n: int,
     d: int,
-    methods: Sequence[str] = tuple(METHODS),
+    methods: Sequence[str] = tuple(group_methods()),
     repeats: int = 5,
     device: torch.device | None = None,
 ) -> dict[str, Any]:
@@ -163,8 +163,8 @@ def prefill_rows(
     """The language model's prefill with and without pruning, encoded features given.
 
     The pruned time includes selection and everything the hook does; ``method_ms`` is the selection
-    alone. ``ideal`` is the ratio of the multiply-adds (convention ``exact``), which a machine
-    reaches whose speed does not depend on the length of the prompt.
+    alone, None where it happens elsewhere. ``ideal`` is the ratio of the multiply-adds (convention
+    ``exact``), which a machine reaches whose speed does not depend on the length of the prompt.
     """
     from transformers.modeling_outputs import BaseModelOutputWithPooling
 
@@ -198,18 +198,22 @@ def prefill_rows(
         contenders: dict[str, Callable[[], Any]] = {
             "full": prefill,
             "pruned": pruned,
-            "method": functools.partial(pruner.select, tokens),
         }
+        if pruner.scope == "group":
+            contenders["method"] = functools.partial(pruner.select, tokens)
         times = in_turn(contenders, repeats, place)
         medians = {name: statistics.median(values) for name, values in times.items()}
-        cost = saving(shape, n, TEXT_TOKENS, keep)
+        with pruner(model) as state:
+            prefill()
+        by_layer = None if state.visual_by_layer is None else state.visual_by_layer[0]
+        cost = saving(shape, n, TEXT_TOKENS, keep, kept_tokens=by_layer)
         ratios = [a / b for a, b in zip(times["full"], times["pruned"], strict=True)]
         rows.append(
             {
                 "keep": keep,
                 "full_ms": medians["full"],
                 "pruned_ms": medians["pruned"],
-                "method_ms": medians["method"],
+                "method_ms": medians.get("method"),
                 "speedup": statistics.median(ratios),
                 "ideal": cost.flops_full / cost.flops_pruned,
                 "kv_bytes_full": cost.kv_bytes_full,
