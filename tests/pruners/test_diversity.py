@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from functools import partial
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gprune import DART, DivPrune, GraphCover, RandomPruner, ToDRE, VisualTokens
+from gprune import DART, DivPrune, GraphCover, RandomPruner, ToDRE, VisualTokens, graph
 from gprune.pruners.diversity import farthest_first
 
 SIZES = {"n": st.integers(1, 30), "d": st.integers(1, 6), "seed": st.integers(0, 2**31 - 1)}
@@ -205,3 +206,16 @@ def test_tokens_of_zero_norm(method):
     assert method(8).select(VisualTokens(x)).tolist() == list(range(8))
     assert len(method(4).select(VisualTokens(x))) == 4
     assert method(2).select(VisualTokens(torch.zeros(4, 3))).tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("method", [DivPrune, GraphCover, partial(GraphCover, merge=True)])
+@pytest.mark.parametrize("grid", [(12, 25), None])
+def test_the_same_without_the_whole_matrix(method, grid, monkeypatch):
+    x = features(300, 24, 7).float()
+    x[::50] = 0
+    tokens = VisualTokens(x, grid=grid)
+    pruner = method(0.2)
+    whole = pruner.reduce_groups([tokens])[0]
+    monkeypatch.setattr(graph, "WHOLE", 100)
+    for expected, actual in zip(whole, pruner.reduce_groups([tokens])[0], strict=True):
+        assert expected is actual is None or torch.equal(expected, actual)
