@@ -102,7 +102,7 @@ class UnitRows:
         """
         left = self._tiled(rows)
         # The columns by blocks: what they are scaled into stays in cache.
-        parts = [_product(left, self._tiled(part).mT) for part in torch.split(columns, BLOCK)]
+        parts = [product(left, self._tiled(part).mT) for part in torch.split(columns, BLOCK)]
         similarity = torch.cat(parts, 1) if len(parts) > 1 else parts[0]
         whole = similarity.shape == (len(rows), len(columns))
         return (similarity if whole else similarity[: len(rows), : len(columns)]).clamp_(-1, 1)
@@ -127,7 +127,7 @@ class CosineRows:
     def __getitem__(self, rows: Tensor) -> Tensor:
         index = rows.reshape(-1)
         left = self._unit[F.pad(index, (0, -len(index) % TILE))]
-        similarity = _product(left, self._unit.mT)[: len(index), : self._count].clamp_(-1, 1)
+        similarity = product(left, self._unit.mT)[: len(index), : self._count].clamp_(-1, 1)
         own = index.unsqueeze(1)
         similarity.scatter_(1, own, self._alive[own])
         return similarity.view(*rows.shape, self._count)
@@ -182,11 +182,11 @@ def _product_with_itself(unit: Tensor, out: Tensor) -> None:
     """Writes ``unit @ unit.T`` to ``out`` [n, n], computing one triangle by blocks of rows."""
     for start in range(0, len(unit), BLOCK):
         stop = min(start + BLOCK, len(unit))
-        _product(unit[start:stop], unit[:stop].mT, out[start:stop, :stop])
+        product(unit[start:stop], unit[:stop].mT, out[start:stop, :stop])
         out[:start, start:stop] = out[start:stop, :start].mT
 
 
-def _product(left: Tensor, right: Tensor, out: Tensor | None = None) -> Tensor:
+def product(left: Tensor, right: Tensor, out: Tensor | None = None) -> Tensor:
     """``left @ right`` in true float32, whatever the caller allows for its own products."""
     if out is None:
         out = left.new_empty(left.shape[0], right.shape[1])  # autocast leaves a product into it be

@@ -211,7 +211,7 @@ def places(unit: UnitRows, threshold: float) -> Iterator[tuple[Tensor, Tensor]]:
     """
     n, d = unit.features.shape
     cutoff = threshold - screen_error(d)
-    half = _half(unit) if n >= SCREENED and _has_bfloat16(unit.features.device) else None
+    half = _half(unit) if n >= SCREENED and has_bfloat16(unit.features.device) else None
     if half is not None:
         # A few rows tell whether a screen would exclude much.
         sample = half[:: max(1, n // TILE)]
@@ -225,7 +225,7 @@ def places(unit: UnitRows, threshold: float) -> Iterator[tuple[Tensor, Tensor]]:
         yield from tiles if _entries(tiles) < most else blocks
 
 
-def _has_bfloat16(device: torch.device) -> bool:
+def has_bfloat16(device: torch.device) -> bool:
     """Whether the device is a CPU with units for bfloat16 products."""
     backends: Any = torch.backends
     on_cpu = device.type == "cpu" and backends.mkldnn.is_available()
@@ -242,7 +242,9 @@ def _half(unit: UnitRows) -> Tensor:
 
 def _candidates(left: Tensor, right: Tensor, cutoff: float) -> Tensor:
     """Which pairs the screen cannot exclude, bool [r, c]."""
-    return left @ right.mT >= torch.tensor(cutoff).to(left.dtype)
+    screen = left.new_empty(len(left), len(right))
+    torch.mm(left, right.mT, out=screen)  # into a tensor, which autocast leaves be
+    return screen >= torch.tensor(cutoff).to(left.dtype)
 
 
 def _blocks(start: int, stop: int, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:

@@ -27,7 +27,7 @@ def screened(monkeypatch):
     """Switches the screen on or off, whatever this machine has."""
 
     def switch(on: bool) -> None:
-        monkeypatch.setattr(tiles, "_has_bfloat16", lambda device: on)
+        monkeypatch.setattr(tiles, "has_bfloat16", lambda device: on)
 
     return switch
 
@@ -119,13 +119,13 @@ def test_weights_computed_anew_are_the_same(monkeypatch):
 def test_the_same_selection_with_and_without_the_screen(n, d, seed, threshold, noise):
     tokens = VisualTokens(clustered(n, d, seed=seed, noise=noise))
     scores = []
-    has = tiles._has_bfloat16
+    has = tiles.has_bfloat16
     try:
         for on in SCREENS:
-            tiles._has_bfloat16 = lambda device, on=on: on
+            tiles.has_bfloat16 = lambda device, on=on: on
             scores.append(GPrune(0.3, threshold=threshold).score(tokens))
     finally:
-        tiles._has_bfloat16 = has
+        tiles.has_bfloat16 = has
     graph = SimilarityGraph.build(tokens.features, threshold, 0.03)
     spread = graph.propagate(graph.norms, 5) / graph.degree.clamp(min=1)
     expected = torch.where(graph.degree > 0, spread, -torch.inf)[graph.first_copy].float()
@@ -166,11 +166,12 @@ def test_the_callers_precision_does_not_matter(precision):
         torch.set_float32_matmul_precision(before)
 
 
-def test_autocast_does_not_matter():
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_autocast_does_not_matter(dtype):
     x = clustered(300, 256)
     expected = GPrune(0.3).score(VisualTokens(x))
     similarity = cosine_similarity(x), CosineRows(x)[torch.arange(300)]
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast("cpu", dtype):
         assert torch.equal(GPrune(0.3).score(VisualTokens(x)), expected)
         assert torch.equal(cosine_similarity(x), similarity[0])
         assert torch.equal(CosineRows(x)[torch.arange(300)], similarity[1])

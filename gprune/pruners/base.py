@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from gprune.hf import PrunedModel
 
 
+# Most entries of a matrix that merging makes at a time.
+ENTRIES = 2**26
+
+
 @dataclass(frozen=True)
 class Pruner(ABC):
     """A training-free method that chooses which visual tokens of a group to keep.
@@ -224,7 +228,11 @@ def merged(features: Tensor, members: Tensor, k: int) -> Tensor:
     Returns:
         [k, d] in the dtype of ``features``; a token that stays alone keeps its feature exactly.
     """
-    # A product with a matrix of ones and zeros: adding by index has no fixed order on a GPU.
-    matrix = (members == torch.arange(k, device=members.device)[:, None]).float()  # [k, n]
-    mean = matrix @ features.float() / matrix.sum(1, keepdim=True)
-    return mean.to(features.dtype)
+    wide = features.float()
+    means = []
+    # Some at a time, so that the matrix takes no more than 256 MB however many tokens there are.
+    for some in torch.split(torch.arange(k, device=members.device), -(-ENTRIES // len(features))):
+        # A product with a matrix of ones and zeros: adding by index has no fixed order on a GPU.
+        matrix = (members == some[:, None]).float()  # [some of k, n]
+        means.append(matrix @ wide / matrix.sum(1, keepdim=True))
+    return torch.cat(means).to(features.dtype)
