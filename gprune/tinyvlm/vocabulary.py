@@ -72,3 +72,13 @@ def unknown_words(tokenizer: PreTrainedTokenizerFast, text: str) -> list[str]:
     split = tokenizer.backend_tokenizer.pre_tokenizer.pre_tokenize_str(text.lower())
     words = [word for word, _ in split if word not in tokenizer.all_special_tokens]
     return [word for word in words if UNKNOWN in tokenizer.tokenize(word)]
+
+
+def require_known(tokenizer: PreTrainedTokenizerFast, question: str) -> None:
+    """Raises ValueError if ``question`` has words that the tiny model never saw."""
+    unknown = unknown_words(tokenizer, question)
+    if unknown:
+        raise ValueError(
+            f"question has words that the tiny model does not know: {', '.join(unknown)}; ask "
+            "about shapes, colors, numbers or the background: what color is the circle?"
+        )
