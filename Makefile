@@ -6,12 +6,27 @@ export OMP_WAIT_POLICY := PASSIVE
 export TRANSFORMERS_VERBOSITY ?= error
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: demo test test-oldest test-lmms lint train bench bench-check performance figures clean
+.PHONY: demo app test test-oldest test-app test-lmms lint train bench bench-check performance
+.PHONY: figures wheel docs audit sbom soak fuzz clean
 demo: .venv/ready
 	$(RUN)/gprune demo
 
+# The web page, on the shipped model.
+app: .venv/app/ready
+	PYTHONPATH=.venv/app $(RUN)/gprune app
+
 test: .venv/ready
 	$(RUN)/python -m pytest
+
+# The web page in a real browser; Chromium comes from the system's packages.
+test-app: .venv/app/ready
+	PYTHONPATH=.venv/app $(RUN)/python -m pytest tests/browser
+
+# Beside the pinned rest, like the oldest transformers: Gradio wants older versions of two libraries.
+.venv/app/ready: requirements-app.lock .venv/ready
+	$(RUN)/pip install --quiet --disable-pip-version-check --no-deps --upgrade \
+		--target .venv/app -r requirements-app.lock
+	touch $@
 
 # The oldest transformers we support, beside the pinned newest.
 test-oldest: .venv/ready .venv/oldest/ready
@@ -67,5 +82,43 @@ figures: .venv/ready
 	$(RUN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	touch $@
 
+# Builds the wheel and tries it in a new environment, away from the repository.
+wheel: .venv/ready
+	rm -rf dist
+	$(RUN)/python -m build --no-isolation
+	.ci/check_wheel dist/gprune-*.whl
+
+# The documentation as a site, in site/; it needs none of the library's dependencies.
+docs: .venv/docs/ready
+	.venv/docs/bin/mkdocs build --strict
+
+.venv/docs/ready: requirements-docs.lock
+	$(PYTHON) -m venv .venv/docs
+	.venv/docs/bin/pip install --quiet --disable-pip-version-check -r requirements-docs.lock
+	touch $@
+
+# Known vulnerabilities of everything that is pinned; asks a public database.
+audit: .venv/audit/ready
+	for lock in requirements*.lock; do .venv/audit/bin/pip-audit --no-deps --disable-pip -r $$lock || exit 1; done
+
+# What the pinned environment is made of, for a release.
+sbom: .venv/audit/ready
+	mkdir -p dist
+	.venv/audit/bin/cyclonedx-py requirements requirements.lock --pyproject pyproject.toml \
+		--output-reproducible --output-file dist/gprune.cdx.json
+
+.venv/audit/ready: requirements-audit.lock
+	$(PYTHON) -m venv .venv/audit
+	.venv/audit/bin/pip install --quiet --disable-pip-version-check -r requirements-audit.lock
+	touch $@
+
+# Half an hour of mixed work in one process: memory has to stay flat and answers the same.
+soak: .venv/ready
+	$(RUN)/python benchmarks/soak.py --minutes $(or $(MINUTES),30)
+
+# 100,000 cases on the selection core and 10,000 on the edges, where files and options come in.
+fuzz: .venv/ready
+	$(RUN)/python -m tests.fuzz --core 100000 --edges 10000
+
 clean:
-	rm -rf .venv out dist
+	rm -rf .venv out dist site

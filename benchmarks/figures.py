@@ -8,12 +8,13 @@ from pathlib import Path
 import torch
 
 from gprune import make, viz
-from gprune.cli import answer, pictures_of, quiet_transformers
+from gprune.asking import answer, first_tokens, pictures_of, quiet_transformers
 from gprune.tinyvlm import load, make_scene
 
 FOLDER = Path("docs/images")
 SCENE, QUESTION = 11, "background_pattern"
 KEEPS = (0.36, 0.1)
+GRID = (14, 14)
 METHODS = ("gprune", "graph_cover", "divprune", "random")
 
 
@@ -43,6 +44,32 @@ def graph(model: object, processor: object) -> None:
     figure.savefig(FOLDER / "graph.png", dpi=80)
 
 
+def steps(model: object, processor: object) -> None:
+    """G-Prune step by step: edges, information as it spreads, scores, and what is kept."""
+    pruner = make("gprune", keep=0.25)
+    scene = make_scene("test", 0, SCENE)
+    outcome = answer(model, processor, pruner, [scene.draw()], "how many shapes are there?")
+    image, tokens = scene.draw(), first_tokens(model, outcome)
+    built = pruner.graph(tokens)
+    edges = built.degree.float()
+    connected = int(edges.argmax())
+    # Of the tokens with a few edges only, the first: what stands apart.
+    apart = int((edges - 4).abs().argmin())
+    pictures = [
+        (f"token {connected}: {int(edges[connected]) - 1} edges", connected),
+        (f"token {apart}: {int(edges[apart]) - 1} edges", apart),
+    ]
+    drawn = [(text, viz.graph_picture(image, built, token, GRID)) for text, token in pictures]
+    for count in (0, 1, pruner.iterations):
+        information = built.propagate(built.norms, count).float()
+        drawn.append((f"information after {count} steps", viz.score_map(image, information, GRID)))
+    drawn.append(("edges of each token", viz.score_map(image, edges, GRID)))
+    drawn.append(("score: information per edge", viz.score_map(image, pruner.score(tokens), GRID)))
+    kept = pruner.select(tokens)
+    drawn.append((f"kept: {len(kept)} of {len(tokens)}", viz.overlay(image, kept, GRID)))
+    viz.panel(drawn).savefig(FOLDER / "steps.png", dpi=80)
+
+
 def main() -> None:
     quiet_transformers()
     torch.manual_seed(0)
@@ -50,6 +77,7 @@ def main() -> None:
     model, processor = load()
     hero(model, processor)
     graph(model, processor)
+    steps(model, processor)
 
 
 if __name__ == "__main__":

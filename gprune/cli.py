@@ -1,4 +1,4 @@
-"""The commands: ``gprune demo | run | methods | families | flops``."""
+"""The commands: ``gprune demo | run | eval | app | bench | doctor | methods | flops``, and more."""
 
 from __future__ import annotations
 
@@ -40,6 +40,8 @@ app = typer.Typer(
 out_console = Console()
 error_console = Console(stderr=True)
 
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
 KEEP_HELP = "Share of the visual tokens to keep, in (0, 1], or a whole number of them above 1."
 KeepOption = Annotated[str, typer.Option(help=KEEP_HELP)]
 MethodOption = Annotated[str, typer.Option(help="One of `gprune methods`, or recommended.")]
@@ -61,6 +63,14 @@ def clear_errors() -> Iterator[None]:
         if isinstance(error, TypeError) and not isinstance(error, gprune.UnsupportedModelError):
             raise
         fail(" ".join(str(error).split()))
+
+
+def require_module(name: str, extra: str) -> None:
+    """Raises ImportError with the way out if the module of an extra is not installed."""
+    from importlib import util
+
+    if util.find_spec(name) is None:
+        raise ImportError(f"{name} is not installed; run: pip install 'gprune[{extra}]'")
 
 
 def parse_keep(text: str) -> float | int:
@@ -427,6 +437,51 @@ def bench(
     out_console.print(table)
 
 
+@app.command("app")
+def web_page(
+    model: Annotated[
+        str, typer.Option(help="Folder or hub id of a model, or tiny, the shipped one.")
+    ] = "tiny",
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; the default is this machine alone.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535, help="To listen on.")] = 7860,
+    device: Annotated[str, typer.Option(help="Such as cpu, cuda or cuda:1.")] = "cpu",
+    dtype: Annotated[str, typer.Option(help="Such as float32 or bfloat16.")] = "float32",
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 64,
+    max_megabytes: Annotated[int, typer.Option(min=1, help="Largest upload.")] = 10,
+    max_megapixels: Annotated[int, typer.Option(min=1, help="Largest picture.")] = 40,
+) -> None:
+    """Open a web page that shows what pruning does to a picture, several methods side by side.
+
+    It needs Gradio: pip install 'gprune[app]'. Nothing is sent or loaded from elsewhere.
+
+    Example: gprune app --model llava-hf/llava-1.5-7b-hf --device cuda --dtype bfloat16
+    """
+    with clear_errors():
+        require_module("gradio", "app")
+        from gprune.app import launch, temporary_files
+        from gprune.comparison import Asker
+
+        quiet_transformers()
+        with error_console.status("loading the model"):
+            if model == "tiny":
+                from gprune.tinyvlm import load
+
+                asker = Asker(*load(), "gprune's tiny VLM", tiny=True)
+            else:
+                loaded = load_model(model, device, dtype)
+                asker = Asker(*loaded, model, max_new_tokens=max_new_tokens)
+        if host not in LOOPBACK:
+            error_console.print(
+                f"host {host} can be reached from other machines, and the page has no password",
+                style="yellow",
+            )
+        with temporary_files():
+            out_console.print(f"the page is at http://{host}:{port} until Ctrl+C", soft_wrap=True)
+            launch(asker, host, port, max_megabytes, max_megapixels)
+
+
 @app.command()
 def doctor(as_json: JsonOption = False) -> None:
     """Say what is installed and usable here, and what to do about what is not.
@@ -465,6 +520,12 @@ def doctor(as_json: JsonOption = False) -> None:
             installed("torchvision"),
             bool(installed("torchvision")),
             "the processors of Qwen-VL, InternVL and OneVision need it; the library does not",
+        ),
+        (
+            "gradio",
+            installed("gradio"),
+            bool(installed("gradio")),
+            "pip install 'gprune[app]' for the web page",
         ),
         (
             "easy-vqa",

@@ -8,15 +8,32 @@ from typing import Any
 
 from PIL import Image, ImageOps
 
+# What pictures come as. Pillow reads more, but by code that few use, and PostScript by a program.
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000")
 
-def open_image(path: Path) -> Image.Image:
+# Half a gigabyte in RGB, where Pillow by itself stops too; processors shrink pictures to far less.
+MOST_PIXELS = 178_956_970
+
+
+def open_image(path: Path, most_pixels: int = MOST_PIXELS) -> Image.Image:
     """Reads a picture whole, so that a truncated one is found here, and turns it upright.
+
+    Of an animated picture the first frame is taken.
+
+    Args:
+        path: of a file in one of `FORMATS`.
+        most_pixels: more are refused before they are decoded.
 
     Raises:
         ValueError: it is absent, unreadable, truncated or absurdly large.
     """
     try:
-        with Image.open(path) as stored:
+        with Image.open(path, formats=FORMATS) as stored:
+            width, height = stored.size
+            if width * height > most_pixels:
+                raise ValueError(
+                    f"{width} x {height} pixels are more than {most_pixels}; make it smaller"
+                )
             return ImageOps.exif_transpose(stored).convert("RGB")
     except FileNotFoundError:
         raise ValueError(f"image {str(path)!r} does not exist") from None

@@ -1,0 +1,5 @@
+"""``python -m gprune`` is the ``gprune`` command."""
+
+from gprune.cli import main
+
+main()

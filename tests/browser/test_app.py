@@ -1,0 +1,367 @@
+"""The web page, clicked through in a real browser: `make test-app`.
+
+Pictures of every step are left in out/app.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
+
+import pytest
+import torch
+from PIL import Image
+from playwright.sync_api import Browser, Page, expect, sync_playwright
+
+import gprune
+from gprune import SimilarityGraph, viz
+from gprune.asking import answer, first_tokens, shown_to
+from gprune.comparison import SCENES, scene_answers, scene_picture
+from gprune.tinyvlm import load
+
+PICTURES = Path(__file__).parents[2] / "out" / "app"
+PATIENCE = 60_000  # milliseconds, on a busy machine
+NUMBER = "what number is written in the image?"
+
+
+@pytest.fixture(scope="module")
+def address():
+    """A page served by the command, as a user starts it."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "gprune", "app", "--port", str(port)]
+    limits = ["--max-megabytes", "1", "--max-megapixels", "2"]
+    server = subprocess.Popen([*command, *limits])
+    url = f"http://127.0.0.1:{port}/"
+    try:
+        for _ in range(240):
+            assert server.poll() is None, "the server has ended"
+            try:
+                urllib.request.urlopen(url).close()
+                break
+            except urllib.error.URLError:
+                time.sleep(0.5)
+        yield url
+    finally:
+        server.terminate()
+        server.wait(30)
+
+
+@pytest.fixture(scope="module")
+def browser():
+    executable = os.environ.get("CHROMIUM") or shutil.which("chromium")
+    assert executable, "no Chromium: apt-get install --no-install-recommends chromium"
+    with sync_playwright() as driver:
+        # Chromium refuses its own sandbox to root, which containers run as.
+        chromium = driver.chromium.launch(executable_path=executable, args=["--no-sandbox"])
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture
+def visit(browser: Browser, address):
+    """Opens pages; in the end nothing may have been asked of another machine."""
+    elsewhere: list[str] = []
+    contexts = []
+
+    def look(request):
+        asked = urlsplit(request.url)
+        if asked.scheme not in ("data", "blob") and asked.netloc != urlsplit(address).netloc:
+            elsewhere.append(request.url)
+
+    def opened(query: str = "") -> Page:
+        context = browser.new_context(viewport={"width": 1280, "height": 900})
+        context.on("request", look)
+        contexts.append(context)
+        page = context.new_page()
+        page.set_default_timeout(PATIENCE)
+        page.goto(address + query)
+        return page
+
+    yield opened
+    for context in contexts:
+        context.close()
+    assert elsewhere == []
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    return load()
+
+
+def reference(tiny, scene: int, question: str, method: str, keep: float):
+    """What the page has to show, from the library itself."""
+    pruner = gprune.make(method, keep)
+    return answer(*tiny, pruner, [scene_picture(scene)], question)
+
+
+def rows(page: Page) -> dict[str, list[str]]:
+    """The table: for each row its answer, tokens, and what was saved."""
+    table = {}
+    for line in page.locator("#table tbody tr").all():
+        cells = [cell.inner_text() for cell in line.locator("td").all()]
+        said = line.locator(".answer").inner_text()
+        table[line.locator("th").inner_text()] = [said, *cells[1:]]
+    return table
+
+
+def wait_for_answers(page: Page, methods: int) -> None:
+    expect(page.locator("#table tbody tr")).to_have_count(methods + 1, timeout=PATIENCE)
+    expect(page.locator("#words")).to_contain_text("Token", timeout=PATIENCE)
+
+
+def picture(page: Page, name: str) -> Image.Image:
+    """A picture as the browser has it."""
+    source = page.locator(f"#{name} img").get_attribute("src")
+    return Image.open(io.BytesIO(page.request.get(source).body())).convert("RGB")
+
+
+def keep_picture(page: Page, name: str) -> None:
+    PICTURES.mkdir(parents=True, exist_ok=True)
+    page.screenshot(path=PICTURES / f"{name}.png", full_page=True)
+
+
+def click_token(page: Page, name: str, token: int) -> None:
+    """Clicks the middle of a patch of the 14 x 14."""
+    box = page.locator(f"#{name} img").bounding_box()
+    row, column = divmod(token, 14)
+    place = {
+        "x": box["width"] * (column + 0.5) / 14,
+        "y": box["height"] * (row + 0.5) / 14,
+    }
+    page.locator(f"#{name} img").click(position=place)
+
+
+def test_a_first_visit_shows_something_at_once(visit, tiny):
+    page = visit()
+    wait_for_answers(page, 3)
+    keep_picture(page, "first-visit")
+    table = rows(page)
+    outcome = reference(tiny, SCENES[0], NUMBER, "gprune", 0.25)
+    assert list(table) == ["all tokens", "gprune", "graph_cover", "random"]
+    assert table["all tokens"][0] == outcome.answer_full == "255"
+    assert table["gprune"][0] == outcome.answer_pruned
+    assert table["gprune"][1] == "49 of 196"
+    assert table["gprune"][2] == f"−{outcome.saving.flops_saved:.0%}"
+    assert re.fullmatch(r"[\d.]+ → [\d.]+ ms", table["gprune"][4])
+    for place, method in enumerate(("gprune", "graph_cover", "random")):
+        outcome = reference(tiny, SCENES[0], NUMBER, method, 0.25)
+        seen = shown_to(tiny[1], outcome, None)
+        group = outcome.pruned.kept[0][0]
+        drawn = viz.overlay(seen, group.indices, group.grid)
+        assert picture(page, f"overlay-{place}").tobytes() == drawn.tobytes()
+    scores = gprune.GPrune(0.25).score(first_tokens(tiny[0], outcome))
+    assert picture(page, "scores-0").tobytes() == viz.score_map(seen, scores, (14, 14)).tobytes()
+    expect(page.locator("#scores-1")).to_be_hidden()  # graph_cover chooses a set
+
+
+def test_four_methods_the_graph_and_the_link(visit, tiny):
+    page = visit()
+    wait_for_answers(page, 3)
+    page.locator("#examples button.thumbnail-item").nth(2).click()
+    scene = SCENES[2]
+    question = page.locator("#question input")
+    expect(question).to_have_value(next(iter(scene_answers(scene))), timeout=PATIENCE)
+    question.click()
+    page.get_by_role("option", name="what color is the circle?").click()
+    page.locator("#methods input").click()
+    page.get_by_role("option", name="divprune").click()
+    page.keyboard.press("Escape")
+    share = page.locator("#keep input[type=number]")
+    share.fill("0.1")
+    share.press("Enter")
+    page.locator("#ask").click()
+    expect(page.locator("#table .asked")).to_have_text("what color is the circle?")
+    wait_for_answers(page, 4)
+    table = rows(page)
+    assert list(table) == ["all tokens", "gprune", "graph_cover", "random", "divprune"]
+    for method in ("gprune", "graph_cover", "random", "divprune"):
+        outcome = reference(tiny, scene, "what color is the circle?", method, 0.1)
+        assert table[method][0] == outcome.answer_pruned
+        assert table[method][1] == "19 of 196"
+    assert scene_answers(scene)["what color is the circle?"] in page.inner_text("#table .expected")
+
+    tokens = first_tokens(tiny[0], outcome)
+    graph = SimilarityGraph.build(tokens.features, 0.5, 0.03)
+    for name, token in (("overlay-0", 45), ("shown", 0), ("overlay-3", 195)):
+        click_token(page, name, token)
+        edges = int(graph.degree[token]) - 1
+        expect(page.locator("#words")).to_contain_text(f"Token {token} ", timeout=PATIENCE)
+        expect(page.locator("#words")).to_contain_text(f"resembles {edges} of the other 195")
+    seen = shown_to(tiny[1], outcome, None)
+    drawn = viz.graph_picture(seen, graph, 195, (14, 14))
+    assert picture(page, "graph").tobytes() == drawn.tobytes()
+    keep_picture(page, "four-methods")
+
+    threshold = page.locator("#threshold input[type=number]")
+    threshold.fill("0.9")
+    threshold.press("Enter")
+    threshold.blur()
+    edges = int(SimilarityGraph.build(tokens.features, 0.9, 0.03).degree[195]) - 1
+    expect(page.locator("#words")).to_contain_text(f"resembles {edges} of", timeout=PATIENCE)
+
+    link = page.locator("#link textarea, #link input").input_value()
+    assert link == page.url
+    assert parse_qs(urlsplit(link).query)["keep"] == ["0.1"]
+    other = visit("?" + urlsplit(link).query)
+    wait_for_answers(other, 4)
+    expect(other.locator("#question input")).to_have_value("what color is the circle?")
+    expect(other.locator("#keep input[type=number]")).to_have_value("0.1")
+    again = rows(other)
+    assert {name: cells[:2] for name, cells in again.items()} == {
+        name: cells[:2] for name, cells in table.items()
+    }
+
+
+def test_a_picture_of_ones_own(visit, tmp_path, tiny):
+    page = visit()
+    wait_for_answers(page, 3)
+    scene_picture(SCENES[1]).resize((640, 480)).save(tmp_path / "mine.jpg", quality=95)
+    upload(page, tmp_path / "mine.jpg")
+    ask(page, "where is my dog?")
+    expect(page.get_by_text("does not know: where, my, dog")).to_be_visible(timeout=PATIENCE)
+    ask(page, "what color is the ring?")
+    expect(page.locator("#table .asked")).to_have_text("what color is the ring?", timeout=PATIENCE)
+    wait_for_answers(page, 3)
+    keep_picture(page, "own-picture")
+    assert page.locator("#table .expected").count() == 0
+    with Image.open(tmp_path / "mine.jpg") as stored:
+        outcome = answer(
+            *tiny, gprune.GPrune(0.25), [stored.convert("RGB")], "what color is the ring?"
+        )
+    assert rows(page)["gprune"][0] == outcome.answer_pruned
+    assert parse_qs(urlsplit(page.url).query, keep_blank_values=True)["scene"] == [""]
+
+
+def upload(page: Page, path: Path) -> None:
+    remove = page.locator("#picture button[aria-label='Remove Image']")
+    if remove.count():
+        remove.click()
+    page.locator("#picture input[type=file]").set_input_files(path)
+    page.wait_for_timeout(300)
+
+
+def ask(page: Page, question: str) -> None:
+    box = page.locator("#question input")
+    box.fill(question)
+    box.press("Enter")
+    box.blur()
+    page.locator("#ask").click()
+
+
+def make_bad_pictures(folder: Path) -> dict[str, str]:
+    """Files that are no usable picture, and the words that the page has for each."""
+    Image.new("RGB", (300, 300), "red").save(folder / "whole.png")
+    (folder / "truncated.png").write_bytes((folder / "whole.png").read_bytes()[:200])
+    Image.new("1", (3000, 3000)).save(folder / "huge.png")
+    (folder / "words.png").write_text("no picture")
+    return {
+        "truncated.png": "cannot be read",
+        "huge.png": "3000 x 3000 pixels are more than 2000000",
+        "words.png": "cannot identify image file",
+    }
+
+
+def test_bad_uploads_get_a_sentence_and_the_page_goes_on(visit, tmp_path, address):
+    page = visit()
+    wait_for_answers(page, 3)
+    for name, sentence in make_bad_pictures(tmp_path).items():
+        upload(page, tmp_path / name)
+        page.locator("#ask").click()
+        message = page.get_by_text(sentence).first
+        expect(message).to_be_visible(timeout=PATIENCE)
+        assert message.inner_text().startswith(f"image '{name}' cannot be read: ")
+    keep_picture(page, "bad-uploads")
+    noise = torch.randint(0, 256, (800, 800, 3), dtype=torch.uint8).numpy()
+    Image.fromarray(noise).save(tmp_path / "heavy.png")  # does not compress: 1.9 MB
+    upload(page, tmp_path / "heavy.png")
+    expect(page.get_by_text("exceed the maximum allowed size").first).to_be_visible(
+        timeout=PATIENCE
+    )
+    sent = page.request.post(  # not by way of the page, which checks by itself
+        f"{address}gradio_api/upload",
+        multipart={
+            "files": {
+                "name": "heavy.png",
+                "mimeType": "image/png",
+                "buffer": (tmp_path / "heavy.png").read_bytes(),
+            }
+        },
+    )
+    assert sent.status == 413
+    page.locator("#examples button.thumbnail-item").nth(1).click()
+    expect(page.locator("#question input")).to_have_value(
+        next(iter(scene_answers(SCENES[1]))), timeout=PATIENCE
+    )
+    page.locator("#ask").click()
+    wait_for_answers(page, 3)
+    assert rows(page)["all tokens"][0] == scene_answers(SCENES[1])[NUMBER]
+
+
+def test_a_bad_link_says_so_and_shows_the_defaults(visit):
+    page = visit("?keep=7.5&methods=gprune")
+    expect(page.get_by_text("keep=7.5").first).to_be_visible(timeout=PATIENCE)
+    wait_for_answers(page, 3)
+    expect(page.locator("#keep input[type=number]")).to_have_value("0.25")
+
+
+def test_what_is_typed_or_linked_is_shown_and_not_run(visit):
+    page = visit("?question=%3Cimg+src%3Dx+onerror%3Ddocument.title%3D1%3E")
+    expect(page.get_by_text("does not know").first).to_be_visible(timeout=PATIENCE)
+    assert page.title() != "1"
+
+
+def test_two_users_at_once(visit, tiny):
+    """Both press the button in the same moment; each gets the answers to the own question."""
+    pages = [visit(f"?scene={scene}&keep=0.5&methods=gprune,tome") for scene in SCENES[2:4]]
+    questions = ["what color is the circle?", "what color is the star?"]
+    for page, question in zip(pages, questions, strict=True):
+        wait_for_answers(page, 2)
+        box = page.locator("#question input")
+        box.fill(question)
+        box.press("Enter")
+        box.blur()
+    for page in pages:
+        page.evaluate("setTimeout(() => document.querySelector('#ask').click(), 200)")
+    for page, scene, question in zip(pages, SCENES[2:4], questions, strict=True):
+        expect(page.locator("#table .asked")).to_have_text(question, timeout=PATIENCE)
+        wait_for_answers(page, 2)
+        for method in ("gprune", "tome"):
+            outcome = reference(tiny, scene, question, method, 0.5)
+            assert rows(page)[method][0] == outcome.answer_pruned
+        assert rows(page)["all tokens"][0] == outcome.answer_full
+
+
+def test_requests_past_the_queue_are_answered_one_by_one(tiny):
+    """Threads that share an `Asker` would else prune one model inside another's block."""
+    from gprune.comparison import Asker, Settings
+
+    asker = Asker(*tiny, "tiny", tiny=True)
+    said: dict[int, list[str]] = {}
+
+    def request(scene: int) -> None:
+        settings = Settings(NUMBER, ("gprune", "random"), 0.5, scene)
+        *_, last = asker.compare(settings, None, timed=False)
+        said[scene] = [column.text for column in last.columns]
+
+    threads = [threading.Thread(target=request, args=(scene,)) for scene in (4, 0, 3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for scene, texts in said.items():
+        for method, text in zip(("gprune", "random"), texts, strict=True):
+            assert text == reference(tiny, scene, NUMBER, method, 0.5).answer_pruned
+    assert len(said) == 3
