@@ -90,7 +90,7 @@ wheel: .venv/ready
 
 # The documentation as a site, in site/; it needs none of the library's dependencies.
 docs: .venv/docs/ready
-	.venv/docs/bin/mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 .venv/docs/bin/mkdocs build --strict
 
 .venv/docs/ready: requirements-docs.lock
 	$(PYTHON) -m venv .venv/docs

@@ -306,8 +306,10 @@ def test_bad_uploads_get_a_sentence_and_the_page_goes_on(visit, tmp_path, addres
         next(iter(scene_answers(SCENES[1]))), timeout=PATIENCE
     )
     page.locator("#ask").click()
+    right = scene_answers(SCENES[1])[NUMBER]
+    expect(page.locator("#table .expected")).to_contain_text(right, timeout=PATIENCE)
     wait_for_answers(page, 3)
-    assert rows(page)["all tokens"][0] == scene_answers(SCENES[1])[NUMBER]
+    assert rows(page)["all tokens"][0] == right
 
 
 def test_a_bad_link_says_so_and_shows_the_defaults(visit):
