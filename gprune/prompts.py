@@ -28,7 +28,8 @@ def open_image(path: Path, most_pixels: int = MOST_PIXELS) -> Image.Image:
         ValueError: it is absent, unreadable, truncated or absurdly large.
     """
     try:
-        with Image.open(path, formats=FORMATS) as stored:
+        # From an open file: by its path, Pillow maps some turned TIFFs into memory wrongly.
+        with path.open("rb") as file, Image.open(file, formats=FORMATS) as stored:
             width, height = stored.size
             if width * height > most_pixels:
                 raise ValueError(

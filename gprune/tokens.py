@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Integral
 
 import torch
 from torch import Tensor
@@ -28,6 +30,7 @@ class VisualTokens:
             differ by it.
 
     Raises:
+        TypeError: a signal is no tensor, or the grid no pair of whole numbers.
         ValueError: a shape does not fit, or the group is empty. Values are checked in
             `Pruner.select`, see `check_values`.
     """
@@ -43,6 +46,7 @@ class VisualTokens:
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
             raise ValueError(f"kind={self.kind!r} must be one of {', '.join(KINDS)}")
+        self._require_tensor("features", self.features)
         shape = list(self.features.shape)
         if self.features.ndim != 2:
             raise ValueError(
@@ -56,22 +60,41 @@ class VisualTokens:
                 f"features of shape {shape} are empty: a group needs at least one token and one "
                 "channel; leave the group out instead"
             )
-        if self.grid is not None and (min(self.grid) < 1 or self.grid[0] * self.grid[1] != n):
-            raise ValueError(
-                f"grid={self.grid} has {self.grid[0] * self.grid[1]} cells but features have {n} "
-                "rows; pass the (rows, columns) of this group, or grid=None when it is no raster"
-            )
+        if self.grid is not None:
+            self._require_grid(self.grid, n)
         self._require_shape("positions", self.positions, [n, 2])
         self._require_shape("attention", self.attention, [n])
         self._require_shape("protected", self.protected, [n])
         if self.protected is not None and self.protected.dtype != torch.bool:
             raise ValueError(f"protected must be a bool tensor, got {self.protected.dtype}")
-        if self.text is not None and (self.text.ndim != 2 or self.text.shape[1] != d):
+        if self.text is None:
+            return
+        self._require_tensor("text", self.text)
+        if self.text.ndim != 2 or self.text.shape[1] != d:
             raise ValueError(f"text must have shape [m, {d}], got shape {list(self.text.shape)}")
 
     @staticmethod
-    def _require_shape(name: str, value: Tensor | None, shape: list[int]) -> None:
-        if value is not None and list(value.shape) != shape:
+    def _require_grid(grid: tuple[int, int], n: int) -> None:
+        pair = isinstance(grid, Sequence) and len(grid) == 2
+        if not pair or not all(isinstance(size, Integral) for size in grid):
+            raise TypeError(f"grid must be (rows, columns), two whole numbers; got {grid!r}")
+        if min(grid) < 1 or grid[0] * grid[1] != n:
+            raise ValueError(
+                f"grid={grid} has {grid[0] * grid[1]} cells but features have {n} rows; pass the "
+                "(rows, columns) of this group, or grid=None when it is no raster"
+            )
+
+    @staticmethod
+    def _require_tensor(name: str, value: Tensor) -> None:
+        if not isinstance(value, Tensor):
+            raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")
+
+    @classmethod
+    def _require_shape(cls, name: str, value: Tensor | None, shape: list[int]) -> None:
+        if value is None:
+            return
+        cls._require_tensor(name, value)
+        if list(value.shape) != shape:
             raise ValueError(f"{name} must have shape {shape}, got shape {list(value.shape)}")
 
     def __len__(self) -> int:

@@ -45,3 +45,19 @@ def test_coordinates():
     assert VisualTokens(torch.ones(6, 2), positions=own).coordinates() is own
     with pytest.raises(ValueError, match="both missing"):
         VisualTokens(torch.ones(6, 2)).coordinates()
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"features": [[1.0]]}, "features must be a tensor, got list"),
+        ({"grid": torch.tensor([2, 3])}, "grid must be"),
+        ({"grid": (2, 3, 1)}, "grid must be"),
+        ({"grid": (2.0, 3.0)}, "two whole numbers"),
+        ({"text": "what?"}, "text must be a tensor, got str"),
+        ({"attention": [0.1] * 6}, "attention must be a tensor, got list"),
+    ],
+)
+def test_what_is_no_tensor_is_named(fields, message):
+    with pytest.raises(TypeError, match=message):
+        VisualTokens(**{"features": torch.ones(6, 4), **fields})

@@ -234,5 +234,6 @@ def merged(features: Tensor, members: Tensor, k: int) -> Tensor:
     for some in torch.split(torch.arange(k, device=members.device), -(-ENTRIES // len(features))):
         # A product with a matrix of ones and zeros: adding by index has no fixed order on a GPU.
         matrix = (members == some[:, None]).float()  # [some of k, n]
-        means.append(matrix @ wide / matrix.sum(1, keepdim=True))
+        # Shares before the product: the sum of a few huge features has no place in float32.
+        means.append((matrix / matrix.sum(1, keepdim=True)) @ wide)
     return torch.cat(means).to(features.dtype)

@@ -22,12 +22,21 @@ class RandomPruner(Pruner):
 
     Attributes:
         keep: retention ratio in (0, 1], or a count >= 1.
-        seed: of the random generator; average over several for an expectation.
+        seed: of the random generator, a whole number; average over several for an expectation.
+
+    Raises:
+        ValueError: ``seed`` is no whole number of 64 bits.
     """
 
     seed: int = 0
 
     name: ClassVar[str] = "random"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        whole = isinstance(self.seed, int) and not isinstance(self.seed, bool)
+        if not whole or not -(2**63) <= self.seed < 2**63:
+            raise ValueError(f"seed={self.seed!r} must be a whole number of 64 bits, such as 0")
 
     def choose(self, tokens: VisualTokens, k: int) -> Tensor:
         # A generator of its own, on the CPU: the caller's random state stays as it is, and every

@@ -33,6 +33,12 @@ def test_every_method_keeps_everything_at_one(name):
     assert gprune.make(name, keep=1.0).select(tokens).tolist() == list(range(12))
 
 
+@pytest.mark.parametrize("seed", [0.0, True, "7", None, 2**63])
+def test_random_needs_a_whole_seed(seed):
+    with pytest.raises(ValueError, match="must be a whole number of 64 bits"):
+        RandomPruner(0.3, seed=seed)
+
+
 def test_random_follows_its_seed_alone():
     tokens = VisualTokens(torch.randn(100, 4))
     torch.manual_seed(1)

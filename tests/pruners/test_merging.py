@@ -129,3 +129,10 @@ def test_merging_some_at_a_time_changes_nothing(pruner, monkeypatch):
     some_kept, some_means = pruner.reduce(VisualTokens(x, grid=(10, 12)))
     assert torch.equal(some_kept, kept)
     assert torch.allclose(some_means, means, rtol=1e-6)
+
+
+def test_means_of_huge_features_are_finite():
+    """Their sum has no place in float32; their mean has."""
+    tokens = VisualTokens(torch.full((6, 3), 3e38))
+    _, features = ToMe(keep=1).reduce(tokens)
+    torch.testing.assert_close(features, torch.full((1, 3), 3e38))

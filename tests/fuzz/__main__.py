@@ -1,0 +1,76 @@
+"""Runs many cases of hostile input: python -m tests.fuzz --core 100000 --edges 10000
+
+Ends with an error and the smallest failing case at the first that is neither answered rightly nor
+refused with a sentence.
+"""
+
+from __future__ import annotations
+
+import resource
+import time
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import torch
+import typer
+from hypothesis import HealthCheck, Phase, given, seed, settings
+
+from tests.fuzz import core, edges
+
+KINDS: dict[str, tuple[Any, Callable[[Any], None]]] = {
+    "core": (core.cases(), core.check),
+    "images": (edges.image_files(), edges.check_image),
+    "jsonl": (edges.jsonl_files(), edges.check_jsonl),
+    "links": (edges.QUERIES, edges.check_link),
+    "commands": (edges.command_lines(), edges.check_command),
+}
+# Shares of the cases on the edges.
+SHARES = {"images": 0.6, "jsonl": 0.15, "links": 0.1, "commands": 0.15}
+# A search remembers its cases: several small ones take less memory than one large.
+BATCH = 2000
+
+
+def run(kind: str, count: int, first_seed: int) -> int:
+    """Runs at least ``count`` cases of a kind; returns how many it were."""
+    strategy, check = KINDS[kind]
+    done = 0
+
+    def counted(case: Any) -> None:
+        nonlocal done
+        done += 1
+        check(case)
+
+    batch = first_seed
+    while done < count:
+        search = settings(
+            max_examples=min(BATCH, count - done),
+            deadline=None,
+            database=None,
+            derandomize=False,
+            phases=[Phase.generate, Phase.shrink],
+            suppress_health_check=list(HealthCheck),
+        )
+        search(seed(batch)(given(strategy)(counted)))()
+        batch += 1
+    return done
+
+
+def main(
+    core_cases: Annotated[int, typer.Option("--core", help="Cases of the selection core.")] = 1000,
+    edge_cases: Annotated[int, typer.Option("--edges", help="Cases of the edges.")] = 1000,
+    first_seed: Annotated[int, typer.Option("--seed", help="Of the first batch.")] = 0,
+) -> None:
+    """Fuzz the selection core and the edges."""
+    torch.set_num_threads(1)
+    counts = {"core": core_cases}
+    counts |= {kind: round(edge_cases * share) for kind, share in SHARES.items()}
+    for kind, count in counts.items():
+        start = time.monotonic()
+        done = run(kind, count, first_seed)
+        memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        seconds = time.monotonic() - start
+        print(f"{kind}: {done} cases, {seconds:.0f} s, at most {memory:.0f} MiB", flush=True)
+
+
+if __name__ == "__main__":
+    typer.run(main)

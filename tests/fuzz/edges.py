@@ -1,0 +1,265 @@
+"""Cases for the edges: image files, JSONL files, links and command lines."""
+
+from __future__ import annotations
+
+import io
+import json
+import struct
+import tempfile
+import zlib
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qsl
+
+from hypothesis import strategies as st
+from PIL import Image
+from typer.testing import CliRunner
+
+from gprune.cli import app
+from gprune.comparison import Settings
+from gprune.evaluation.tasks import read_jsonl
+from gprune.prompts import open_image
+
+MOST_PIXELS = 200_000
+MODES = {
+    "PNG": ("1", "L", "P", "RGB", "RGBA", "LA", "I;16"),
+    "JPEG": ("L", "RGB", "CMYK"),
+    "WEBP": ("RGB", "RGBA"),
+    "GIF": ("L", "P"),
+    "BMP": ("1", "L", "P", "RGB"),
+    "TIFF": ("1", "L", "RGB", "RGBA", "CMYK", "I;16", "F"),
+    "PPM": ("1", "L", "RGB"),
+}
+SIZES = ((1, 1), (1, 10_000), (10_000, 1), (7, 5), (64, 48), (600, 400))
+TURNED = (5, 6, 7, 8)  # EXIF orientations that swap width and height
+ORIENTATION = 0x0112
+
+
+def bomb(width: int, height: int) -> bytes:
+    """A PNG of a few bytes that claims to be huge."""
+    head = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+
+    def chunk(name: bytes, data: bytes) -> bytes:
+        code = struct.pack(">I", zlib.crc32(name + data))
+        return struct.pack(">I", len(data)) + name + data + code
+
+    body = chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(bytes(100))) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + body
+
+
+@st.composite
+def image_files(draw: st.DrawFn) -> tuple[bytes, tuple[int, int] | None]:
+    """The bytes of a file, and the upright size that it must be read with, or None if broken."""
+    if draw(st.integers(0, 19)) == 0:
+        big = st.integers(1, 2**31 - 1)
+        width, height = draw(big), draw(big)
+        return bomb(width, max(height, MOST_PIXELS // width + 1)), None
+    if draw(st.integers(0, 19)) == 0:
+        return draw(st.binary(max_size=200)), None
+    kind = draw(st.sampled_from(list(MODES)))
+    mode = draw(st.sampled_from(MODES[kind]))
+    size = draw(st.sampled_from(SIZES))
+    orientation = draw(st.integers(0, 9)) if kind in ("PNG", "JPEG", "WEBP", "TIFF") else 1
+    data = encoded(kind, mode, size, orientation, draw(st.booleans()))
+    width, height = size
+    upright = (height, width) if orientation in TURNED else size
+    wrong = draw(st.sampled_from((None, None, "cut", "flip", "junk")))
+    if wrong is None:
+        return data, upright if width * height <= MOST_PIXELS else None
+    place = draw(st.integers(0, len(data) - 1))
+    if wrong == "cut":
+        return data[:place], None
+    junk = draw(st.binary(min_size=1, max_size=8))
+    if wrong == "flip":
+        return data[:place] + junk + data[place + len(junk) :], None
+    return data[:place] + junk + data[place:], None
+
+
+def encoded(kind: str, mode: str, size: tuple[int, int], orientation: int, animated: bool) -> bytes:
+    picture = Image.linear_gradient("L").resize(size).convert("L")
+    if mode in ("I;16", "F"):
+        picture = picture.convert("F") if mode == "F" else Image.new("I;16", size, 1000)
+    else:
+        picture = picture.convert("RGB").convert(mode)
+    options: dict[str, Any] = {}
+    if orientation != 1:
+        exif = Image.Exif()
+        exif[ORIENTATION] = orientation
+        options["exif"] = exif
+    if animated and kind in ("GIF", "PNG", "WEBP", "TIFF") and mode in ("RGB", "L"):
+        options |= {"save_all": True, "append_images": [picture.rotate(90)] * 2}
+    out = io.BytesIO()
+    picture.save(out, kind, **options)
+    return out.getvalue()
+
+
+def check_image(case: tuple[bytes, tuple[int, int] | None]) -> None:
+    """A whole file is read upright; a broken one is read within the limit or refused by name."""
+    data, size = case
+    with tempfile.NamedTemporaryFile(suffix=".png") as file:
+        file.write(data)
+        file.flush()
+        picture = refusal = None
+        try:
+            picture = open_image(Path(file.name), MOST_PIXELS)
+        except ValueError as error:
+            refusal = str(error)
+    if picture is None:
+        assert refusal.startswith(f"image {file.name!r} cannot be read: ")
+        assert size is None, f"a whole file was refused: {refusal}"
+        return
+    assert picture.mode == "RGB"
+    assert picture.width * picture.height <= MOST_PIXELS
+    assert size is None or picture.size == size
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.sampled_from(("image", "question", "answer", "type", "x")), inner)
+    ),
+    max_leaves=6,
+)
+GOOD_LINE = st.fixed_dictionaries(
+    {
+        "image": st.sampled_from(("a.png", "b.png")) | st.just(["a.png", "b.png"]),
+        "question": st.text(max_size=12),
+        "answer": st.text(max_size=5) | st.lists(st.text(max_size=5), min_size=1, max_size=2),
+    },
+    optional={"type": st.text(max_size=5)},
+)
+
+
+@st.composite
+def jsonl_files(draw: st.DrawFn) -> tuple[bytes, int | None]:
+    """The bytes of a file, and how many examples it has to give, or None if it must be refused."""
+    good = [
+        json.dumps(line, ensure_ascii=False)
+        for line in draw(st.lists(GOOD_LINE, min_size=1, max_size=4))
+    ]
+    wrong = draw(st.sampled_from((None, None, "json", "text", "bytes", "empty")))
+    if wrong is None:
+        return "\n".join(good).encode(), len(good)
+    if wrong == "empty":
+        return draw(st.sampled_from((b"", b"\n\n", b"  "))), None
+    place = draw(st.integers(0, len(good)))
+    if wrong == "json":
+        value = draw(JSON.filter(lambda value: not is_example(value)))
+        line = json.dumps(value).encode()
+    elif wrong == "text":
+        line = b"{" + draw(st.text(max_size=20)).encode("utf-8", "replace").replace(b"\n", b"")
+    else:
+        line = draw(st.sampled_from((b"\xff\xfe{}", b'{"image": "\xe9"}', b"\x00", b"\x80")))
+    lines = [line.encode() for line in good]
+    lines.insert(place, line)
+    return b"\n".join(lines), None
+
+
+def is_example(value: Any) -> bool:
+    return isinstance(value, dict) and {"image", "question", "answer"} <= set(value)
+
+
+def check_jsonl(case: tuple[bytes, int | None]) -> None:
+    """A whole file is read; a broken one is refused by name."""
+    data, count = case
+    with tempfile.TemporaryDirectory() as folder:
+        for name in ("a.png", "b.png"):
+            (Path(folder) / name).touch()
+        path = Path(folder) / "cases.jsonl"
+        path.write_bytes(data)
+        examples = refusal = None
+        try:
+            examples = read_jsonl(path)
+        except ValueError as error:
+            refusal = str(error)
+    if examples is None:
+        assert refusal.startswith(str(path))
+        assert count is None, f"a whole file was refused: {refusal}"
+        return
+    assert count is not None, "a broken file was read"
+    assert len(examples) == count
+
+
+QUERIES = st.dictionaries(
+    st.sampled_from(("question", "methods", "keep", "scene", "x", "__class__")),
+    st.sampled_from(("", "0.5", "1", "-1", "nan", "1e999", "gprune", "gprune,tome", ",", "9" * 30))
+    | st.text(max_size=600),
+)
+
+
+def check_link(query: dict[str, str]) -> None:
+    """A link gives settings that make the same link again, or is refused with a sentence."""
+    settings = refusal = None
+    try:
+        settings = Settings.of_link(query)
+    except ValueError as error:
+        refusal = str(error)
+    if settings is None:
+        assert len(refusal) > 20
+        return
+    assert 0 < settings.keep <= 1
+    pairs = parse_qsl(settings.link(), keep_blank_values=True)
+    assert Settings.of_link(dict(pairs)).link() == settings.link()
+
+
+WORDS = st.sampled_from(
+    (
+        "0",
+        "1",
+        "-1",
+        "0.36",
+        "1.5",
+        "nan",
+        "inf",
+        "-inf",
+        "1e400",
+        "",
+        " ",
+        "64",
+        "9" * 40,
+        "٣",
+        "x",
+    )
+) | st.text(max_size=6)
+NUMBERS = st.sampled_from((0, 1, -1, 2, 32, 576, 4096, 10**18, -(10**9)))
+FLOPS = ("hidden-size", "intermediate-size", "layers", "heads", "kv-heads", "head-dim")
+
+
+@st.composite
+def command_lines(draw: st.DrawFn) -> list[str]:
+    """Command lines that end before a model is loaded, most of them wrong somewhere."""
+    if draw(st.booleans()):
+        words = ["flops"]
+        for option in draw(st.sets(st.sampled_from((*FLOPS, "visual-tokens", "text-tokens")))):
+            words += [f"--{option}", str(draw(NUMBERS))]
+        for option in ("keep", "target-saving"):
+            if draw(st.booleans()):
+                words += [f"--{option}", draw(WORDS)]
+        if draw(st.booleans()):
+            words += ["--convention", draw(st.sampled_from(("fastv", "linear", "exact", "x", "")))]
+        return words
+    command = draw(st.sampled_from(("demo", "run", "eval", "bench", "app", "nosuch", "methods")))
+    bad = {
+        "demo": ["--method", "nosuch"],
+        "run": ["x", "--prompt", "x", "--image", "/nosuch.png"],
+        "eval": ["tiny", "--tasks", "/nosuch.jsonl"],
+        "bench": ["--method", "nosuch"],
+        "app": ["--port", "0"],
+    }
+    words = [command, *bad.get(command, [])]
+    for option in draw(
+        st.sets(st.sampled_from(("--keep", "--seed", "--limit", "--out", "--json")))
+    ):
+        words += [option] if option == "--json" else [option, draw(WORDS)]
+    return words
+
+
+def check_command(words: list[str]) -> None:
+    """It does its work, or ends with code 2 and a message; never with a trace."""
+    result = CliRunner().invoke(app, words)
+    problem = result.exception
+    assert problem is None or isinstance(problem, SystemExit), (words, repr(problem))
+    assert result.exit_code in (0, 2), (words, result.exit_code)
+    if result.exit_code == 2:
+        assert len(result.stderr) > 10
