@@ -99,7 +99,9 @@ docs: .venv/docs/ready
 
 # Known vulnerabilities of everything that is pinned; asks a public database.
 audit: .venv/audit/ready
-	for lock in requirements*.lock; do .venv/audit/bin/pip-audit --no-deps --disable-pip -r $$lock || exit 1; done
+	for lock in requirements*.lock; do \
+		.venv/audit/bin/pip-audit --strict --no-deps --disable-pip -r $$lock || exit 1; \
+	done
 
 # What the pinned environment is made of, for a release.
 sbom: .venv/audit/ready

@@ -44,7 +44,18 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 KEEP_HELP = "Share of the visual tokens to keep, in (0, 1], or a whole number of them above 1."
 KeepOption = Annotated[str, typer.Option(help=KEEP_HELP)]
-MethodOption = Annotated[str, typer.Option(help="One of `gprune methods`, or recommended.")]
+
+
+def method_names(incomplete: str) -> list[str]:
+    """Methods that begin so, for the shell's completion."""
+    names = [*gprune.methods(), "recommended"]
+    return [name for name in names if name.startswith(incomplete)]
+
+
+MethodOption = Annotated[
+    str,
+    typer.Option(help="One of `gprune methods`, or recommended.", autocompletion=method_names),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
 
 

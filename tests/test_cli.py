@@ -365,7 +365,7 @@ def test_the_documented_table_is_the_registry():
 
 
 @pytest.mark.parametrize(
-    "command", ["demo", "run", "eval", "bench", "doctor", "methods", "families", "flops"]
+    "command", ["demo", "run", "eval", "app", "bench", "doctor", "methods", "families", "flops"]
 )
 def test_help_has_an_example(command):
     result = call(command, "--help")
@@ -386,6 +386,22 @@ def test_the_installed_command():
     command = [str(Path(sys.executable).parent / "gprune"), "--version"]
     done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
     assert done.stdout == f"gprune {gprune.__version__}\n"
+
+
+def test_the_shell_completes_commands_and_methods():
+    """What bash asks for when the tab key is pressed."""
+
+    def completions(line: str) -> list[str]:
+        words = line.split(" ")
+        asked = {"_GPRUNE_COMPLETE": "complete_bash", "COMP_WORDS": line}
+        environment = {**os.environ, **asked, "COMP_CWORD": str(len(words) - 1)}
+        command = [str(Path(sys.executable).parent / "gprune")]
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)
+        return done.stdout.split()
+
+    assert completions("gprune de") == ["demo"]
+    assert completions("gprune demo --method gr") == ["graph_cover"]
+    assert "recommended" in completions("gprune bench --method ")
 
 
 def test_importing_gprune_is_light():
