@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 # What pictures come as. Pillow reads more, but by code that few use, and PostScript by a program.
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000")
@@ -38,6 +38,9 @@ def open_image(path: Path, most_pixels: int = MOST_PIXELS) -> Image.Image:
             return ImageOps.exif_transpose(stored).convert("RGB")
     except FileNotFoundError:
         raise ValueError(f"image {str(path)!r} does not exist") from None
+    except UnidentifiedImageError:
+        formats = ", ".join(FORMATS)
+        raise ValueError(f"image {str(path)!r} cannot be read: it is none of {formats}") from None
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise ValueError(f"image {str(path)!r} cannot be read: {error}") from None
 

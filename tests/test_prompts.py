@@ -52,7 +52,7 @@ def test_limits_and_what_is_no_picture(tmp_path):
     assert open_image(tmp_path / "large.png", most_pixels=10_000).size == (100, 100)
     # Pillow would hand it to Ghostscript.
     (tmp_path / "script.png").write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n")
-    with pytest.raises(ValueError, match="cannot be read: cannot identify"):
+    with pytest.raises(ValueError, match="cannot be read: it is none of PNG"):
         open_image(tmp_path / "script.png")
     with pytest.raises(ValueError, match="cannot be read"):
         open_image(tmp_path)

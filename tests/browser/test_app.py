@@ -270,7 +270,7 @@ def make_bad_pictures(folder: Path) -> dict[str, str]:
     return {
         "truncated.png": "cannot be read",
         "huge.png": "3000 x 3000 pixels are more than 2000000",
-        "words.png": "cannot identify image file",
+        "words.png": "it is none of PNG, JPEG",
     }
 
 
