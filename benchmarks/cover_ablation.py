@@ -16,7 +16,8 @@ from rich.progress import track
 from tiny_accuracy import summary, tally
 
 from gprune import DivPrune, GraphCover, Pruner
-from gprune.cli import parse_keep, quiet_transformers
+from gprune.asking import quiet_transformers
+from gprune.cli import parse_keep
 from gprune.tinyvlm import load
 from gprune.tinyvlm.accuracy import TYPES, held_out, score
 

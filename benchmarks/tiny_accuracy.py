@@ -20,7 +20,8 @@ from rich.console import Console
 from rich.progress import track
 
 from gprune import methods
-from gprune.cli import parse_keep, quiet_transformers
+from gprune.asking import quiet_transformers
+from gprune.cli import parse_keep
 from gprune.evaluation import tasks
 from gprune.evaluation.metrics import Record, Tally
 from gprune.evaluation.runner import Evaluation, Run, runs_of

@@ -75,7 +75,9 @@ def on_config(config: Any) -> Any:
     """Completes the navigation: every method, and of the pages named those that are there."""
     for section in config.nav:
         if "Methods" in section:
-            section["Methods"] = [{name: f"methods/{name}.md"} for name in methods()]
+            written = sorted(path.stem for path in (ROOT / "docs" / "methods").glob("*.md"))
+            names = dict.fromkeys([*methods(), *written])
+            section["Methods"] = [{name: f"methods/{name}.md"} for name in names]
         for title, content in section.items():
             if isinstance(content, list):
                 section[title] = [one for one in content if exists(one)]

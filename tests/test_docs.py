@@ -83,12 +83,10 @@ def test_commands_exist_with_their_options(page, command):
         options = {name for one in known[words[1]].params for name in one.opts + one.secondary_opts}
         given = {word.split("=")[0] for word in words[2:] if word.startswith("--")}
         assert given <= options | {"--help"}
-    else:
-        assert words[0] in ("pip", "python")
 
 
 def test_the_navigation_leaves_nothing_out():
     """Every page that someone wrote is in the menu of the site."""
     listed = (ROOT / "mkdocs.yml").read_text()
     for page in (ROOT / "docs").glob("*.md"):
-        assert f": {page.name}\n" in listed
+        assert f": {page.name}\n" in listed, page.name

@@ -18,7 +18,8 @@ from lmms_eval.protocol import ChatMessages
 from PIL import Image
 from tqdm import tqdm
 
-from gprune.cli import load_model, parse_keep, quiet_transformers
+from gprune.asking import load_model, quiet_transformers
+from gprune.cli import parse_keep
 from gprune.evaluation.timing import synchronize
 from gprune.pruners import Pruner, make
 
