@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from gprune.budget import Budget, Keep, Shares, budgets, check_rule, kept_count
-from gprune.tokens import VisualTokens
+from gprune.tokens import SIGNALS, VisualTokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -39,6 +39,10 @@ class Pruner(ABC):
 
     # What `gprune.methods()` and the command line call it; unique, lower case.
     name: ClassVar[str]
+
+    # What the method reads beside the features, of `gprune.tokens.SIGNALS`; inside a model just
+    # these are computed.
+    signals: ClassVar[tuple[str, ...]] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "keep", check_rule(self.keep))
@@ -84,9 +88,19 @@ class Pruner(ABC):
             TypeError, ValueError: see `select`; or ``keep`` gives no budget for a group.
         """
         for tokens in groups:
+            self._check_signals(tokens)
             tokens.check_values()
         given = budgets(self.keep, groups)
         return [self._reduce(*pair) for pair in zip(groups, given, strict=True)]
+
+    def _check_signals(self, tokens: VisualTokens) -> None:
+        for signal in self.signals:
+            field, what = SIGNALS[signal]
+            if getattr(tokens, field) is None:
+                raise ValueError(
+                    f"{field} is missing: {self.name} needs {what}; pass "
+                    f"VisualTokens(..., {field}=...) or take a method that needs features alone"
+                )
 
     def _reduce(self, tokens: VisualTokens, keep: Budget | Shares) -> tuple[Tensor, Tensor | None]:
         if isinstance(keep, Shares):
@@ -105,6 +119,10 @@ class Pruner(ABC):
             return kept, None
         # Protected tokens stay as they are.
         place = flags.long().cumsum(0) - 1
+        if members.is_floating_point():
+            weights = torch.eye(len(tokens), device=members.device)[kept]
+            weights[place[candidates[chosen]][:, None], candidates] = members
+            return kept, weights
         whole = place.clone()
         whole[candidates] = torch.where(members < 0, -1, place[candidates[chosen]][members])
         return kept, whole
@@ -147,8 +165,9 @@ class Pruner(ABC):
         Returns:
             kept: int64 [k], ascending.
             members: for each token a position in ``kept``, or -1 where it is dropped, int64 [n];
-                the kept token's feature becomes the mean of its members'. None where dropped tokens
-                leave nothing behind, which is the default.
+                the kept token's feature becomes the mean of its members'. Or, for a method with
+                weights, what part each token has in each kept one, float [k, n], rows of sum 1.
+                None where dropped tokens leave nothing behind, which is the default.
         """
         return self.choose(tokens, k), None
 
@@ -210,17 +229,26 @@ def highest(scores: Tensor, k: int) -> Tensor:
     return order[:k].sort().values
 
 
+def unchosen(chosen: Tensor, n: int) -> Tensor:
+    """The indices below ``n`` that are not among ``chosen``, ascending; nothing is read back."""
+    flags = torch.zeros(n, dtype=torch.uint8, device=chosen.device).index_fill(0, chosen, 1)
+    return torch.sort(flags, stable=True).indices[: n - len(chosen)]
+
+
 def merged(features: Tensor, members: Tensor, k: int) -> Tensor:
     """The mean of the features of each kept token's members.
 
     Args:
         features: [n, d].
-        members: position among the kept tokens that each token goes into, -1 for none, int64 [n].
+        members: position among the kept tokens that each token goes into, -1 for none, int64 [n];
+            or weights, float [k, n], see `Pruner.partition`.
         k: number of kept tokens, each of which has a member.
 
     Returns:
         [k, d] in the dtype of ``features``; a token that stays alone keeps its feature exactly.
     """
+    if members.is_floating_point():
+        return (members.float() @ features.float()).to(features.dtype)
     # A product with a matrix of ones and zeros: adding by index has no fixed order on a GPU.
     matrix = (members == torch.arange(k, device=members.device)[:, None]).float()  # [k, n]
     mean = matrix @ features.float() / matrix.sum(1, keepdim=True)
