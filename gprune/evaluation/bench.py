@@ -105,7 +105,14 @@ def selection_times(
     place = device or torch.device("cpu")
     features = clustered(n, d).to(place)
     side = int(n**0.5)
-    tokens = VisualTokens(features, grid=(side, n // side) if side * (n // side) == n else None)
+    tokens = VisualTokens(
+        features,
+        grid=(side, n // side) if side * (n // side) == n else None,
+        attention=features[:, 0].softmax(0),
+        object_attention=features[:, -1].softmax(0),
+        keys=features,
+        text=features[:TEXT_TOKENS],
+    )
     pruner = GPrune(0.36)
     if not torch.equal(matrix_power_form(features, pruner), pruner.select(tokens)):
         raise RuntimeError(f"the two forms of G-Prune select different tokens at n = {n}")

@@ -8,10 +8,20 @@ from typing import Any
 from gprune.budget import Keep
 from gprune.pruners.base import Pruner, ScorePruner
 from gprune.pruners.baselines import L2NormPruner, RandomPruner, UniformGridPruner
+from gprune.pruners.cdpruner import CDPruner
 from gprune.pruners.cover import GraphCover
+from gprune.pruners.d2pruner import D2Pruner
 from gprune.pruners.diversity import DART, DivPrune
 from gprune.pruners.gprune import GPrune
+from gprune.pruners.hiprune import HiPrune
+from gprune.pruners.holov import HoloV
 from gprune.pruners.merging import AveragePooling, ToMe
+from gprune.pruners.prumerge import PruMerge, PruMergePlus
+from gprune.pruners.scope import SCOPE
+from gprune.pruners.trim import TRIM
+from gprune.pruners.visionzip import VisionZip
+from gprune.pruners.vispruner import VisPruner
+from gprune.pruners.vlm_pruner import VLMPruner
 
 METHODS: dict[str, type[Pruner]] = {
     method.name: method
@@ -22,6 +32,17 @@ METHODS: dict[str, type[Pruner]] = {
         DART,
         ToMe,
         AveragePooling,
+        VisionZip,
+        VisPruner,
+        HiPrune,
+        PruMerge,
+        PruMergePlus,
+        TRIM,
+        CDPruner,
+        SCOPE,
+        HoloV,
+        D2Pruner,
+        VLMPruner,
         RandomPruner,
         UniformGridPruner,
         L2NormPruner,
@@ -58,16 +79,27 @@ def make(name: str, keep: Keep, **options: Any) -> Pruner:
 
 __all__ = [
     "DART",
+    "SCOPE",
+    "TRIM",
     "AveragePooling",
+    "CDPruner",
+    "D2Pruner",
     "DivPrune",
     "GPrune",
     "GraphCover",
+    "HiPrune",
+    "HoloV",
     "L2NormPruner",
+    "PruMerge",
+    "PruMergePlus",
     "Pruner",
     "RandomPruner",
     "ScorePruner",
     "ToMe",
     "UniformGridPruner",
+    "VLMPruner",
+    "VisPruner",
+    "VisionZip",
     "make",
     "methods",
 ]

@@ -132,6 +132,7 @@ class Pruner(ABC):
         # The row that each token goes into.
         into = torch.full((len(tokens),), -1, device=tokens.features.device)
         kept, merging = [], False
+        weighted: list[tuple[Tensor, Tensor, Tensor]] = []
         for (rows, grid), count in zip(shares.parts, shares.counts, strict=True):
             part = tokens.subset(rows, grid)
             if tokens.protected is not None:
@@ -145,14 +146,21 @@ class Pruner(ABC):
             kept.append(rows[chosen])
             if members is None:
                 into[rows[chosen]] = rows[chosen]
+            elif members.is_floating_point():
+                weighted.append((rows[chosen], rows, members))
             else:
                 merging = True
                 into[rows] = torch.where(members < 0, -1, rows[chosen][members])
         order = torch.cat(kept).sort().values
-        if not merging:
-            return order, None
         place = torch.empty_like(into)
         place[order] = torch.arange(len(order), device=order.device)
+        if weighted:
+            weights = torch.eye(len(tokens), device=order.device)[order]
+            for chosen, rows, members in weighted:
+                weights[place[chosen][:, None], rows] = members
+            return order, weights
+        if not merging:
+            return order, None
         return order, torch.where(into < 0, -1, place[into])
 
     def partition(self, tokens: VisualTokens, k: int) -> tuple[Tensor, Tensor | None]:

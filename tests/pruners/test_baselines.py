@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 import gprune
 from gprune import L2NormPruner, RandomPruner, UniformGridPruner, VisualTokens, kept_count
+from tests.pruners.signals import with_signals
 
 
 @given(
@@ -18,7 +19,7 @@ from gprune import L2NormPruner, RandomPruner, UniformGridPruner, VisualTokens, 
 @settings(deadline=None, max_examples=300)
 def test_every_method_keeps_the_right_number(name, rows, columns, keep):
     n = rows * columns
-    tokens = VisualTokens(torch.randn(n, 5), grid=(rows, columns))
+    tokens = with_signals(torch.randn(n, 5), grid=(rows, columns))
     kept = gprune.make(name, keep=keep).select(tokens).tolist()
     assert len(kept) == kept_count(n, keep)
     assert kept == sorted(set(kept))
@@ -28,7 +29,7 @@ def test_every_method_keeps_the_right_number(name, rows, columns, keep):
 
 @pytest.mark.parametrize("name", gprune.methods())
 def test_every_method_keeps_everything_at_one(name):
-    tokens = VisualTokens(torch.randn(12, 5), grid=(3, 4))
+    tokens = with_signals(torch.randn(12, 5), grid=(3, 4))
     assert gprune.make(name, keep=1.0).select(tokens).tolist() == list(range(12))
 
 
