@@ -287,6 +287,17 @@ def test_methods():
     assert [row["name"] for row in listed] == gprune.methods()
     assert listed[0]["options"] == {"threshold": 0.5, "temperature": 0.03, "iterations": 5}
     assert "uniform_grid" in call("methods").stdout
+    reads = {row["name"]: row["signals"] for row in listed}
+    assert reads["gprune"] == []
+    assert reads["visionzip"] == ["attention", "keys"]
+
+
+def test_every_method_with_signals_is_documented():
+    page = (Path(__file__).parents[1] / "docs" / "methods" / "peers.md").read_text()
+    for row in as_json("methods")["methods"]:
+        if row["signals"]:
+            wanted = f"| `{row['name']}` | {', '.join(row['signals'])} |"
+            assert wanted in page
 
 
 def test_bench(monkeypatch):

@@ -350,12 +350,7 @@ class PrunedModel:
         questions: list[Tensor] | None,
     ) -> list[dict[str, Tensor]]:
         """What the method reads of each image beside its features."""
-        seen = getattr(output, "signals", None)
-        if self.vision.names and seen is None:
-            raise ValueError(
-                f"mm_encoder_outputs have no {', '.join(self.vision.names)}, which "
-                f"{self.pruner.name} needs: encode inside the `with` block, or pass the pixels"
-            )
+        seen = self.vision.of(output)
         if questions is None and (seen is None or len(seen) == len(lengths)):
             return [{} for _ in lengths] if seen is None else seen
         rows = rows_of(placeholder, lengths)
@@ -552,9 +547,11 @@ def rows_of(placeholder: Tensor, lengths: Sequence[int]) -> list[int]:
     """The row of the batch that each image belongs to, whose placeholders [b, L] it fills."""
     if len(placeholder) == 1:
         return [0] * len(lengths)
+    counts = placeholder.sum(1).tolist()
+    checks.raise_pending()  # that read has waited for the verdicts too
     rows: list[int] = []
     image = 0
-    for row, places in enumerate(placeholder.sum(1).tolist()):
+    for row, places in enumerate(counts):
         while places > 0:
             rows.append(row)
             places -= lengths[image]

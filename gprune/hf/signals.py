@@ -90,7 +90,10 @@ class VisionSignals:
         with ExitStack() as stack:
             for name in {f"get_{modality}_features" for modality in self.family.modalities}:
                 stack.enter_context(replaced(base, name, self._watched(base, name)))
-            handles = [self._layer.register_forward_pre_hook(self._attention, with_kwargs=True)]
+            handles = []
+            if {"cls_attention", "attention", "mean_attention", "keys"} & set(self.names):
+                hook = self._attention
+                handles.append(self._layer.register_forward_pre_hook(hook, with_kwargs=True))
             if "object_attention" in self.names:
                 hook = self._object_attention
                 handles.append(self._object_layer.register_forward_pre_hook(hook, with_kwargs=True))
@@ -108,6 +111,8 @@ class VisionSignals:
 
         @functools.wraps(encode)
         def watched(*args: Any, **kwargs: Any) -> Any:
+            if getattr(self._local, "seen", None) is not None:
+                return encode(*args, **kwargs)  # Qwen3-VL encodes videos as images
             call = signature.bind(*args, **kwargs).arguments
             usual = getattr(self.model.config, "vision_feature_layer", None)
             layer = call.get("vision_feature_layer")
@@ -123,10 +128,26 @@ class VisionSignals:
             finally:
                 self._local.seen = None
             if hasattr(output, "pooler_output"):
-                output.signals = self._per_image(modality, seen, call, output)
+                output.signals = self.names, self._per_image(modality, seen, call, output)
             return output
 
         return watched
+
+    def of(self, output: Any) -> list[dict[str, Tensor]] | None:
+        """What was seen of each image when ``output`` was encoded; None where nothing is needed.
+
+        Raises:
+            ValueError: it was encoded outside of the block.
+        """
+        if not self.names:
+            return None
+        names, seen = getattr(output, "signals", ((), []))
+        if names != self.names:
+            raise ValueError(
+                f"mm_encoder_outputs come without {' and '.join(self.names)}, which the method "
+                "needs: encode inside the `with` block, or pass the pixels"
+            )
+        return seen
 
     @torch.no_grad()
     def _per_image(

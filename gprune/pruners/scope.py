@@ -27,7 +27,7 @@ class SCOPE(Pruner):
         Σ over i of max(0, S(i, j) − c(i))   ·   aⱼ^power
 
     its gain in coverage times its saliency, where S is the cosine of features and a the attention
-    of the vision encoder's CLS token, averaged over heads.
+    of the vision encoder's CLS token, averaged over heads. ``power`` is this project's choice.
 
     Attributes:
         keep: retention ratio in (0, 1], or a count >= 1 (see `Pruner`).
