@@ -562,10 +562,10 @@ def bench(
             numbers = [int(size) for size in sizes.split(",")]
         except ValueError:
             raise ValueError(f"sizes={sizes!r} must be whole numbers with commas between") from None
-        with error_console.status("timing selection"):
-            selection = [selection_times(n, width, repeats=repeats, device=place) for n in numbers]
         with error_console.status("timing prefill"):
             prefill = prefill_rows(method=name, repeats=repeats, device=place, dtype=kind)
+        with error_console.status("timing selection"):
+            selection = [selection_times(n, width, repeats=repeats, device=place) for n in numbers]
     if as_json:
         print_json(
             {

@@ -320,6 +320,11 @@ def test_bench(monkeypatch):
     bad = call("bench", "--sizes", "many")
     assert bad.exit_code == 2
     assert "sizes='many'" in bad.stderr
+    blind = call("bench", *options, "--method", "visionzip")
+    assert blind.exit_code == 2
+    assert "reads attention and keys of a vision encoder" in blind.stderr
+    text = as_json("bench", *options, "--method", "trim")
+    assert text["method"] == "trim"
 
 
 def test_doctor():

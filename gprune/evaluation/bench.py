@@ -172,7 +172,16 @@ def prefill_rows(
     The pruned time includes selection and everything the hook does; ``method_ms`` is the selection
     alone. ``ideal`` is the ratio of the multiply-adds (convention ``exact``), which a machine
     reaches whose speed does not depend on the length of the prompt.
+
+    Raises:
+        ValueError: the method reads the vision encoder, which is not run.
     """
+    reads = [signal for signal in make(method, keep=1.0).signals if signal != "text"]
+    if reads:
+        raise ValueError(
+            f"method={method!r} reads {' and '.join(reads)} of a vision encoder, which the prefill "
+            "benchmark does not run; take a method of features or text alone"
+        )
     from transformers.modeling_outputs import BaseModelOutputWithPooling
 
     place = device or torch.device("cpu")
@@ -193,7 +202,7 @@ def prefill_rows(
         )
 
     shape = LanguageModelShape.from_config(model.config)
-    tokens = VisualTokens(features, grid=(SIDE, SIDE))
+    tokens = VisualTokens(features, grid=(SIDE, SIDE), text=features[:TEXT_TOKENS])
     rows = []
     for keep in keeps:
         pruner = make(method, keep=keep)
