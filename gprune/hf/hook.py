@@ -334,7 +334,10 @@ class PrunedModel:
         self._shorten(call, outputs.plan, mask, cache)
 
     def _questions(self, call: dict[str, Any], past: int) -> list[Tensor]:
-        """For each row embeddings of its text, [m, e], of what the call brings."""
+        """For each row embeddings of its text, [m, e], of what the call brings.
+
+        How long they are is read back: methods that ask for text wait for it once a row.
+        """
         ids = call["input_ids"]
         words = self._mask(call, past)[:, past:].bool()
         for modality in self.family.modalities:

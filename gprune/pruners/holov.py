@@ -106,6 +106,7 @@ class HoloV(Pruner):
         rank = torch.empty_like(order)
         rank[order] = own - starts[crop[order]]  # of each token in its crop
         mean = inside @ score / size
+        # In float32, so that crops that are alike tie.
         weights = torch.where(mean.sum() > 0, mean / mean.sum(), 1 / count).float()
         share = (weights.double() * k + 1e-6).floor().long()  # a whole number stays whole
         heaviest = torch.sort(weights, descending=True, stable=True).indices
