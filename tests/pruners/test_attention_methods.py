@@ -20,6 +20,7 @@ from gprune import (
     VisPruner,
     VisualTokens,
 )
+from gprune.budget import Shares
 from tests.pruners.signals import with_signals
 
 SIZES = {
@@ -309,3 +310,18 @@ def test_the_second_half_of_d2pruner_is_independent():
 def test_parameters_out_of_range(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_weights_of_parts_stay_within_them():
+    """A budget that splits a group gives each part's own tokens their part in what it keeps."""
+    tokens = group(4, 6, 3)
+    left = torch.tensor([row * 6 + column for row in range(4) for column in range(3)])
+    right = torch.tensor([row * 6 + column for row in range(4) for column in range(3, 6)])
+    shares = Shares([(left, (4, 3)), (right, (4, 3))], [3, 2])
+    kept, means = PruMerge(lambda groups: [shares]).reduce(tokens)
+    found = dict(zip(kept.tolist(), means, strict=True))
+    assert len(found) == 5
+    for rows, count in ((left, 3), (right, 2)):
+        own, expected = PruMerge(count).reduce(tokens.subset(rows, (4, 3)))
+        for token, mean in zip(rows[own].tolist(), expected, strict=True):
+            assert torch.allclose(found[token], mean, atol=1e-6)
