@@ -6,7 +6,7 @@ export OMP_WAIT_POLICY := PASSIVE
 export TRANSFORMERS_VERBOSITY ?= error
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: demo test test-oldest test-lmms lint train bench figures clean
+.PHONY: demo test test-oldest test-lmms lint train bench bench-check performance figures clean
 demo: .venv/ready
 	$(RUN)/gprune demo
 
@@ -43,9 +43,19 @@ train: .venv/ready
 	$(RUN)/python -m gprune.tinyvlm.train --out runs/tiny --seed 0
 
 bench: .venv/ready
-	$(RUN)/python benchmarks/selection.py
+	$(RUN)/python benchmarks/selection.py --out benchmarks/results/selection.json
+	$(RUN)/python benchmarks/long_video.py --out benchmarks/results/long_video.json
+	$(RUN)/python benchmarks/prefill.py --out benchmarks/results/prefill.json
 	$(RUN)/python benchmarks/tiny_accuracy.py
 	$(RUN)/python benchmarks/leaderboard.py
+
+# Measures some of it anew and compares ratios with the committed ones.
+bench-check: .venv/ready
+	$(RUN)/python benchmarks/check.py
+
+# Writes docs/performance.md from the committed results.
+performance: .venv/ready
+	$(RUN)/python benchmarks/performance.py
 
 figures: .venv/ready
 	$(RUN)/python benchmarks/figures.py

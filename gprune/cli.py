@@ -139,6 +139,7 @@ def answer(
         short = generate(model, processor, inputs, max_new_tokens)
     visual = int((inputs["input_ids"] == model.config.image_token_id).sum())
     dropped = sum(group.size - len(group.indices) for group in pruned.kept[0])
+    by_layer = pruned.visual_by_layer
     assert isinstance(pruner.keep, float | int)  # commands take numbers alone
     cost = saving(
         LanguageModelShape.from_config(model.config),
@@ -146,7 +147,7 @@ def answer(
         inputs["input_ids"].shape[1] - visual,
         pruner.keep,
         bytes_per_value=model.dtype.itemsize,
-        kept_tokens=visual - dropped,
+        kept_tokens=visual - dropped if by_layer is None else by_layer[0],
     )
     return Outcome(inputs, full, short, pruned, cost)
 
@@ -587,7 +588,8 @@ def bench(
     for row in prefill:
         table.add_row(
             *(str(row["keep"]), f"{row['full_ms']:.0f}", f"{row['pruned_ms']:.0f}"),
-            *(f"{row['method_ms']:.0f}", f"{row['speedup']:.2f}x", f"{row['ideal']:.2f}x fewer"),
+            "inside" if row["method_ms"] is None else f"{row['method_ms']:.0f}",
+            *(f"{row['speedup']:.2f}x", f"{row['ideal']:.2f}x fewer"),
         )
     out_console.print(table)
 
@@ -709,6 +711,9 @@ def flops(
         str,
         typer.Option(help="fastv, linear or exact, see above."),
     ] = "exact",
+    method: Annotated[
+        str | None, typer.Option(help="If it prunes inside the language model, such as fastv.")
+    ] = None,
     bytes_per_value: Annotated[int, typer.Option(min=1, help="Of the KV cache.")] = 2,
     as_json: JsonOption = False,
 ) -> None:
@@ -721,6 +726,7 @@ def flops(
     --visual-tokens 576 --keep 192 --convention fastv
     """
     from gprune.evaluation import LanguageModelShape, keep_for, saving
+    from gprune.pruners import DecoderPruner
 
     with clear_errors():
         shape: LanguageModelShape
@@ -746,7 +752,19 @@ def flops(
             budget = parse_keep(keep)
         else:
             budget = keep_for(target_saving, shape, visual_tokens, text_tokens, convention)
-        cost = saving(shape, visual_tokens, text_tokens, budget, convention, bytes_per_value)
+        by_layer = None
+        if method is not None:
+            pruner = gprune.make(method, keep=budget)
+            if isinstance(pruner, DecoderPruner):
+                if target_saving is not None:
+                    raise ValueError(
+                        f"target_saving={target_saving} cannot be met with method {method!r}, "
+                        "whose early layers see every token; pass --keep"
+                    )
+                by_layer = pruner.schedule(visual_tokens, shape.layers)
+        cost = saving(
+            *(shape, visual_tokens, text_tokens, budget, convention, bytes_per_value), by_layer
+        )
     if as_json:
         print_json({**dataclasses.asdict(cost), "vision_tower_flops": tower})
         return

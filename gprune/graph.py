@@ -18,7 +18,9 @@ below what a float32 score resolves.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -32,6 +34,12 @@ TILE = 32
 NEARLY_ONE = 1 - 1e-5
 # Rows of the similarity matrix computed at a time: a few MB, and a whole number of tiles.
 BLOCK = 512
+# Most tokens whose whole similarity matrix is held (256 MB); beyond, what is read is computed.
+WHOLE = 8192
+# Rows of the features that a CPU passes over at a time: its second cache holds them in float64.
+CHUNK = 32
+# Norms whose square and whose tokens' channels float32 holds.
+ORDINARY = (2.0**-40, 2.0**60)
 
 
 def cosine_similarity(features: Tensor) -> Tensor:
@@ -44,52 +52,162 @@ def cosine_similarity(features: Tensor) -> Tensor:
         float32 [..., n, n], symmetric, within [-1, 1], exactly 1 on the diagonal; a token of zero
         norm has similarity 0 with every token, itself included.
     """
-    return _similarity(features, token_norms(features))
+    return _similarity(UnitRows(features.reshape(-1, features.shape[-1])), features.shape)
 
 
-def _similarity(features: Tensor, norms: Tensor) -> Tensor:
-    unit = _unit_rows(features, norms)
-    n = features.shape[-2]
-    padded = F.pad(unit, (0, 0, 0, -n % TILE)) if n % TILE else unit
-    size = padded.shape[-2]
-    similarity = padded.new_empty(*padded.shape[:-1], size)
-    groups = padded.reshape(-1, *padded.shape[-2:])
+def _similarity(unit: UnitRows, shape: Sequence[int]) -> Tensor:
+    """Similarity [..., n, n] of the tokens of every group of a batch of ``shape`` [..., n, d]."""
+    n = shape[-2]
+    size = n + -n % TILE
+    similarity = unit.features.new_empty(*shape[:-2], size, size, dtype=torch.float32)
     # One product a group: a batched kernel may sum in another order than a single one does.
-    for group, out in zip(groups, similarity.view(-1, size, size), strict=True):
-        _product_with_itself(group, out)
+    for start, out in enumerate(similarity.view(-1, size, size)):
+        group = unit[n * start : n * (start + 1)]
+        _product_with_itself(F.pad(group, (0, 0, 0, size - n)) if size > n else group, out)
     similarity = similarity[..., :n, :n].clamp_(-1, 1)
-    similarity.diagonal(dim1=-2, dim2=-1).copy_(unit.any(-1))
+    alive = (unit.norms > 0).view(*shape[:-1])
+    similarity.diagonal(dim1=-2, dim2=-1).copy_(alive)
     return similarity
 
 
-def _unit_rows(features: Tensor, norms: Tensor) -> Tensor:
-    """Every token at unit L2 norm, float32 [..., n, d]; a token of zero norm stays zero."""
+class UnitRows:
+    """Tokens at unit L2 norm, computed where and when they are needed.
+
+    Indexed by a slice or by int64 [r] it gives float32 [r, d]; a token of zero norm stays zero.
+
+    Attributes:
+        features: as given, [n, d]; of a batch, the tokens of all groups.
+        norms: L2 norm of each token's features, float64 [n].
+    """
+
+    def __init__(self, features: Tensor) -> None:
+        self.features = features
+        self.norms, self._exponent, self._length = _lengths(features)
+
+    def __len__(self) -> int:
+        return len(self.features)
+
+    def __getitem__(self, rows: slice | Tensor) -> Tensor:
+        if isinstance(rows, slice):
+            picked = self.features[rows]
+        else:
+            picked = self.features.index_select(0, rows)  # much faster than indexing
+        exponent = None if self._exponent is None else self._exponent[rows]
+        return _scaled(picked, exponent) / self._length[rows]
+
+    def similarity(self, rows: Tensor, columns: Tensor) -> Tensor:
+        """Cosine similarity of tokens ``rows`` [r] with tokens ``columns`` [c], float32 [r, c].
+
+        The entries of `cosine_similarity`, but for those of a token with itself, which round.
+        """
+        left = self._tiled(rows)
+        # The columns by blocks: what they are scaled into stays in cache.
+        parts = [product(left, self._tiled(part).mT) for part in torch.split(columns, BLOCK)]
+        similarity = torch.cat(parts, 1) if len(parts) > 1 else parts[0]
+        whole = similarity.shape == (len(rows), len(columns))
+        return (similarity if whole else similarity[: len(rows), : len(columns)]).clamp_(-1, 1)
+
+    def _tiled(self, rows: Tensor) -> Tensor:
+        """The unit rows and, to make whole tiles, some more of the first token."""
+        return self[F.pad(rows, (0, -len(rows) % TILE))]
+
+
+class CosineRows:
+    """`cosine_similarity` row by row, for more tokens than there is memory for the whole matrix.
+
+    Indexed by a token [] or tokens [r] it gives float32 [n] or [r, n], the entries of the matrix.
+    """
+
+    def __init__(self, features: Tensor) -> None:
+        unit = UnitRows(features)
+        self._count = len(unit)
+        self._alive = (unit.norms > 0).float()
+        self._unit = F.pad(unit[:], (0, 0, 0, -len(unit) % TILE))
+
+    def __getitem__(self, rows: Tensor) -> Tensor:
+        index = rows.reshape(-1)
+        left = self._unit[F.pad(index, (0, -len(index) % TILE))]
+        similarity = product(left, self._unit.mT)[: len(index), : self._count].clamp_(-1, 1)
+        own = index.unsqueeze(1)
+        similarity.scatter_(1, own, self._alive[own])
+        return similarity.view(*rows.shape, self._count)
+
+    def blocks(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """The whole matrix, some rows at a time: which, int64 [r], and those rows, [r, n]."""
+        every = torch.arange(self._count, device=self._unit.device)
+        for rows in torch.split(every, BLOCK):
+            yield rows, self[rows]
+
+
+def _scaled(features: Tensor, exponent: Tensor | None) -> Tensor:
+    """Features [r, d] times 2 to the power of minus ``exponent`` [r], in float32."""
+    if exponent is None:
+        return features.float()
     wide = features if features.dtype == torch.float64 else features.float()
-    # Scaled by a power of two first, which is exact: finite features can have a norm that float32
-    # cannot hold.
-    exponent = torch.frexp(norms).exponent.clamp(min=-120).unsqueeze(-1)
-    scaled = torch.ldexp(wide, -exponent).float()
-    length = torch.linalg.vector_norm(scaled, dim=-1, keepdim=True)
-    return scaled.div_(length.masked_fill_(length == 0, 1))
+    return torch.ldexp(wide, -exponent.unsqueeze(-1)).float()
+
+
+def _lengths(features: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
+    """What scales tokens [n, d] to unit norm.
+
+    Returns:
+        their norms, float64 [n]; the power of two to divide each by first, int32 [n], or None
+        where that is not needed; and the norm of what is left, float32 [n, 1], 1 for zero.
+    """
+    norms = token_norms(features)
+    exponent: Tensor | None = None
+    on_cpu = features.device.type == "cpu"
+    if not on_cpu or not bool(((norms > ORDINARY[0]) & (norms < ORDINARY[1])).all()):
+        # Dividing by a power of two is exact: finite features can have a norm that float32 cannot
+        # hold. (An accelerator would stall if it were asked whether they have.)
+        exponent = torch.frexp(norms).exponent.clamp(min=-120)
+    length = torch.empty_like(norms, dtype=torch.float32)
+    for rows in _chunks(features):
+        scaled = _scaled(features[rows], None if exponent is None else exponent[rows])
+        length[rows] = torch.linalg.vector_norm(scaled, dim=-1)
+    return norms, exponent, length.masked_fill_(length == 0, 1).unsqueeze(-1)
+
+
+def _chunks(features: Tensor) -> list[slice]:
+    """Rows of ``features`` [n, d] to pass over at a time: on a CPU few enough to stay in cache."""
+    n = len(features)
+    if features.device.type != "cpu" or n <= CHUNK:
+        return [slice(0, n)]
+    # The last ends with the last row and is as long as the others: a kernel that is given a single
+    # row sums it in another order.
+    return [slice(min(start, n - CHUNK), start + CHUNK) for start in range(0, n, CHUNK)]
 
 
 def _product_with_itself(unit: Tensor, out: Tensor) -> None:
     """Writes ``unit @ unit.T`` to ``out`` [n, n], computing one triangle by blocks of rows."""
-    allowed = torch.backends.cuda.matmul.allow_tf32
-    # True float32 whatever the caller allows for its own products.
-    torch.backends.cuda.matmul.allow_tf32 = False
+    for start in range(0, len(unit), BLOCK):
+        stop = min(start + BLOCK, len(unit))
+        product(unit[start:stop], unit[:stop].mT, out[start:stop, :stop])
+        out[:start, start:stop] = out[start:stop, :start].mT
+
+
+def product(left: Tensor, right: Tensor, out: Tensor | None = None) -> Tensor:
+    """``left @ right`` in true float32, whatever the caller allows for its own products."""
+    if out is None:
+        out = left.new_empty(left.shape[0], right.shape[1])  # autocast leaves a product into it be
+    backends: Any = torch.backends
+    matmul = backends.mkldnn.matmul if left.device.type == "cpu" else backends.cuda.matmul
+    allowed = matmul.fp32_precision
+    matmul.fp32_precision = "ieee"
     try:
-        for start in range(0, len(unit), BLOCK):
-            stop = min(start + BLOCK, len(unit))
-            torch.mm(unit[start:stop], unit[:stop].mT, out=out[start:stop, :stop])
-            out[:start, start:stop] = out[start:stop, :start].mT
+        return torch.mm(left, right, out=out)
     finally:
-        torch.backends.cuda.matmul.allow_tf32 = allowed
+        matmul.fp32_precision = allowed
 
 
 def token_norms(features: Tensor) -> Tensor:
     """L2 norm of every token, float64 [..., n]; ``features`` [..., n, d]."""
-    return torch.linalg.vector_norm(features, dim=-1, dtype=torch.float64)
+    rows = features.reshape(-1, features.shape[-1])
+    norms = torch.empty(len(rows), dtype=torch.float64, device=features.device)
+    for chunk in _chunks(rows):
+        # Converted first: reading float32 and summing in float64 has no fast kernel on a CPU.
+        norms[chunk] = torch.linalg.vector_norm(rows[chunk].double(), dim=-1)
+    return norms.view(features.shape[:-1])
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,9 +250,10 @@ class SimilarityGraph:
         """
         check_threshold(threshold)
         check_temperature(temperature)
-        norms = token_norms(features)
+        unit = UnitRows(features.reshape(-1, features.shape[-1]))
+        norms = unit.norms.view(features.shape[:-1])
         alive = norms > 0 if valid is None else (norms > 0) & valid
-        weights = _similarity(features, norms)
+        weights = _similarity(unit, features.shape)
         degree = torch.empty_like(norms, dtype=torch.long)
         nearest = torch.empty_like(degree)
         # By blocks of rows and in place: passing over the n-by-n matrix is what costs.
@@ -149,7 +268,7 @@ class SimilarityGraph:
             edge &= alive[..., rows].unsqueeze(-1) & alive.unsqueeze(-2)
             degree[..., rows] = edge.sum(-1)
             block.sub_(1).div_(temperature).exp_().mul_(edge)
-        return cls(weights, degree, norms, _confirmed_copies(features, nearest))
+        return cls(weights, degree, norms, confirmed_copies(features, nearest))
 
     def row_sums(self) -> Tensor:
         """Sum of each token's weights, float64 [..., n]; 1 where there is no edge."""
@@ -192,7 +311,7 @@ class SimilarityGraph:
         return order[weights[order] > 0]
 
 
-def _confirmed_copies(features: Tensor, suspected: Tensor) -> Tensor:
+def confirmed_copies(features: Tensor, suspected: Tensor) -> Tensor:
     """``suspected`` [..., n] where it names a token of exactly the same features, else oneself."""
     own = torch.arange(features.shape[-2], device=features.device).expand_as(suspected)
     if features.device.type == "cpu" and torch.equal(own, suspected):

@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 import gprune
 from gprune.cli import app, parse_keep
 from gprune.prompts import open_image
+from gprune.pruners import METHODS, group_methods
 from gprune.tinyvlm import make_scene
 from gprune.tinyvlm.model import checkpoint_folder
 from tests.hf.models import SPECIMENS
@@ -61,7 +62,9 @@ def test_demo_as_json(tmp_path):
         assert drawn.width > 600
 
 
-@pytest.mark.parametrize("method", gprune.methods())
+@pytest.mark.parametrize(
+    "method", [name for name, kind in METHODS.items() if kind.scope != "video"]
+)
 def test_demo_with_every_method(tmp_path, method):
     out = tmp_path / "demo.png"
     result = as_json("demo", "--method", method, "--keep", "64", "--seed", "3", "--out", out)
@@ -274,6 +277,24 @@ def test_flops_with_text_and_a_target():
     assert "either --keep or --target-saving" in both.stderr
 
 
+def test_flops_inside_the_language_model():
+    options = ["flops", *SIZES, "--visual-tokens", 576, "--convention", "fastv"]
+    full, before, inside, after_two = (
+        as_json(*options, "--keep", keep, *more)["flops_pruned"]
+        for keep, more in (
+            ("1.0", []),
+            ("192", ["--method", "gprune"]),
+            ("192", ["--method", "fastv"]),
+            ("192", []),
+        )
+    )
+    assert before == after_two
+    assert inside == (2 * full + 30 * before) // 32
+    both = call(*options, "--target-saving", 0.5, "--method", "fastv")
+    assert both.exit_code == 2
+    assert "pass --keep" in both.stderr
+
+
 def test_flops_of_a_checkpoint():
     result = as_json("flops", TINY, "--keep", "0.36")
     assert result["visual_tokens"] == 196
@@ -309,7 +330,7 @@ def test_bench(monkeypatch):
     )
     options = ["--sizes", "64", "--width", 32, "--repeats", 1]
     result = as_json("bench", *options, "--method", "uniform_grid")
-    assert set(gprune.methods()) < set(result["selection"][0]["milliseconds"])
+    assert set(group_methods()) < set(result["selection"][0]["milliseconds"])
     assert result["method"] == "uniform_grid"
     assert [row["keep"] for row in result["prefill"]] == [1.0, 0.5, 0.36, 0.25, 0.1]
     assert result["prefill"][0]["ideal"] == 1

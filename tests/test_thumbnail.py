@@ -11,8 +11,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gprune import GPrune, ThumbnailGuided, ToMe, VisualTokens, kept_count, make, methods
+from gprune import GPrune, ThumbnailGuided, ToMe, VisualTokens, kept_count, make
 from gprune.budget import Shares, apportion, budgets
+from gprune.pruners import group_methods
 
 
 def group(kind: str, rows: int, columns: int, seed: int = 0, **fields) -> VisualTokens:
@@ -151,7 +152,7 @@ def test_every_tile_is_within_its_size_and_the_sum_is_the_budget(
     assert list(policy(groups)[1].counts) == list(shares.counts)
 
 
-@pytest.mark.parametrize("name", [name for name in methods() if not make(name, 1.0).signals])
+@pytest.mark.parametrize("name", [name for name in group_methods() if not make(name, 1.0).signals])
 @pytest.mark.parametrize("keep", [0.3, 1.0, 2])
 def test_any_method_keeps_that_many_of_every_tile(name, keep):
     """What it keeps of a tile is what it would keep of it alone."""

@@ -20,7 +20,7 @@ from torch import Tensor
 from gprune.budget import kept_count
 from gprune.evaluation.flops import LanguageModelShape, saving
 from gprune.evaluation.timing import synchronize
-from gprune.pruners import METHODS, GPrune, make
+from gprune.pruners import GPrune, group_methods, make
 from gprune.tokens import VisualTokens
 
 # A language model that a CPU can prefill in about a second: LLaVA-1.5's grid, a quarter of its
@@ -52,9 +52,11 @@ def clustered(n: int, d: int, seed: int = 0) -> Tensor:
 def matrix_power_form(features: Tensor, pruner: GPrune) -> Tensor:
     """G-Prune written the direct way: the indices that it keeps, ascending.
 
-    A full similarity product, a row softmax over an n-by-n matrix, and a power of that matrix.
+    A full similarity product in float32, a row softmax over an n-by-n matrix, and a power of that
+    matrix.
     """
     assert isinstance(pruner.keep, float | int)  # a single budget
+    features = features.float()
     norms = features.norm(dim=-1)
     unit = features / norms[:, None]
     similarity = unit @ unit.T
@@ -86,24 +88,35 @@ def in_turn(
 def selection_times(
     n: int,
     d: int,
-    methods: Sequence[str] = tuple(METHODS),
+    methods: Sequence[str] = tuple(group_methods()),
     repeats: int = 5,
     device: torch.device | None = None,
+    dtype: torch.dtype = torch.float32,
+    shared: float = 0.0,
 ) -> dict[str, Any]:
     """Every method's selection beside one similarity product and G-Prune's matrix-power form.
 
     Args:
         n: tokens; a square raster where n is a square.
-        d: width of the features, float32.
+        d: width of the features.
         methods: what to time.
         repeats: counted runs of each.
         device: the CPU by default.
+        dtype: of the features, and of the similarity product beside.
+        shared: weight of a direction that all tokens have in common: 0 leaves most pairs without
+            an edge, 2 gives nearly every pair one.
+
+    Returns:
+        medians in milliseconds, and medians of G-Prune's ratios to what was timed in turn with it:
+        ``faster`` than the matrix-power form, and its time in units ``of_product``.
 
     Raises:
         RuntimeError: the two forms of G-Prune select different tokens.
     """
     place = device or torch.device("cpu")
-    features = clustered(n, d).to(place)
+    features = clustered(n, d)
+    features += shared * torch.randn(d, generator=torch.Generator().manual_seed(1))
+    features = features.to(place, dtype)
     side = int(n**0.5)
     tokens = VisualTokens(
         features,
@@ -123,15 +136,44 @@ def selection_times(
     for name in methods:
         contenders[name] = functools.partial(make(name, keep=0.36).select, tokens)
     times = in_turn(contenders, repeats, place)
-    faster = statistics.median(
-        slow / fast for slow, fast in zip(times["matrix_power"], times["gprune"], strict=True)
-    )
-    medians = {name: statistics.median(values) for name, values in times.items()}
-    return {"n": n, "d": d, "milliseconds": medians, "faster": faster}
+    ratios = {}
+    for name in ("matrix_power", "product"):
+        pairs = zip(times[name], times["gprune"], strict=True)
+        ratios[name] = statistics.median(slow / fast for slow, fast in pairs)
+    return {
+        "n": n,
+        "d": d,
+        "dtype": str(dtype).removeprefix("torch."),
+        "shared": shared,
+        "milliseconds": {name: statistics.median(values) for name, values in times.items()},
+        "faster": ratios["matrix_power"],
+        "of_product": 1 / ratios["product"],
+    }
 
 
-def random_model(device: torch.device, dtype: torch.dtype) -> Any:
-    """A LLaVA with random weights: `SHAPE`'s language model, and a vision tower that is not run."""
+# A vision tower that only gives the model its grid: what is timed here comes after it.
+VISION = {
+    "hidden_size": 32,
+    "intermediate_size": 32,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "image_size": 14 * SIDE,
+    "patch_size": 14,
+}
+
+
+def random_model(
+    device: torch.device,
+    dtype: torch.dtype,
+    text: dict[str, int] | None = None,
+    vision: dict[str, int] | None = None,
+) -> Any:
+    """A LLaVA with random weights.
+
+    Args:
+        text: sizes of the language model (a `LlamaConfig`'s), by default `SHAPE`.
+        vision: sizes of the vision tower (a `CLIPVisionConfig`'s), by default `VISION`.
+    """
     from transformers import (
         CLIPVisionConfig,
         LlamaConfig,
@@ -139,24 +181,19 @@ def random_model(device: torch.device, dtype: torch.dtype) -> Any:
         LlavaForConditionalGeneration,
     )
 
-    vision = CLIPVisionConfig(
-        hidden_size=32,
-        intermediate_size=32,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        image_size=14 * SIDE,
-        patch_size=14,
-    )
-    text = LlamaConfig(
-        **SHAPE,
-        num_attention_heads=HEADS,
-        num_key_value_heads=HEADS,
-        vocab_size=1000,
-        max_position_embeddings=4096,
-    )
-    config = LlavaConfig(vision_config=vision, text_config=text, image_token_id=999)
+    sizes = {"num_attention_heads": HEADS, "num_key_value_heads": HEADS, **(text or SHAPE)}
+    language = LlamaConfig(**sizes, vocab_size=1000, max_position_embeddings=8192)
+    tower = CLIPVisionConfig(**(vision or VISION))
+    config = LlavaConfig(vision_config=tower, text_config=language, image_token_id=999)
     torch.manual_seed(0)
-    return LlavaForConditionalGeneration(config).eval().to(device, dtype)
+    with torch.device(device):
+        # Made where it will be: a model of 7 B parameters need not fit in the host's memory.
+        default = torch.get_default_dtype()
+        torch.set_default_dtype(dtype)
+        try:
+            return LlavaForConditionalGeneration(config).eval()
+        finally:
+            torch.set_default_dtype(default)
 
 
 @torch.inference_mode()
@@ -170,8 +207,8 @@ def prefill_rows(
     """The language model's prefill with and without pruning, encoded features given.
 
     The pruned time includes selection and everything the hook does; ``method_ms`` is the selection
-    alone. ``ideal`` is the ratio of the multiply-adds (convention ``exact``), which a machine
-    reaches whose speed does not depend on the length of the prompt.
+    alone, None where it happens elsewhere. ``ideal`` is the ratio of the multiply-adds (convention
+    ``exact``), which a machine reaches whose speed does not depend on the length of the prompt.
 
     Raises:
         ValueError: the method reads the vision encoder, which is not run.
@@ -214,18 +251,22 @@ def prefill_rows(
         contenders: dict[str, Callable[[], Any]] = {
             "full": prefill,
             "pruned": pruned,
-            "method": functools.partial(pruner.select, tokens),
         }
+        if pruner.scope == "group":
+            contenders["method"] = functools.partial(pruner.select, tokens)
         times = in_turn(contenders, repeats, place)
         medians = {name: statistics.median(values) for name, values in times.items()}
-        cost = saving(shape, n, TEXT_TOKENS, keep)
+        with pruner(model) as state:
+            prefill()
+        by_layer = None if state.visual_by_layer is None else state.visual_by_layer[0]
+        cost = saving(shape, n, TEXT_TOKENS, keep, kept_tokens=by_layer)
         ratios = [a / b for a, b in zip(times["full"], times["pruned"], strict=True)]
         rows.append(
             {
                 "keep": keep,
                 "full_ms": medians["full"],
                 "pruned_ms": medians["pruned"],
-                "method_ms": medians["method"],
+                "method_ms": medians.get("method"),
                 "speedup": statistics.median(ratios),
                 "ideal": cost.flops_full / cost.flops_pruned,
                 "kv_bytes_full": cost.kv_bytes_full,

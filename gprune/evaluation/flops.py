@@ -15,8 +15,9 @@ the vision tower's cost is given apart.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from gprune.budget import kept_count
@@ -131,7 +132,10 @@ def vision_tower(config: Any) -> int:
 
 @dataclass(frozen=True)
 class Saving:
-    """What a budget saves at prefill; ``flops_saved`` is the share, 0.64 for 64%."""
+    """What a budget saves at prefill; ``flops_saved`` is the share, 0.64 for 64%.
+
+    ``kept_tokens`` are those that reach the last layer.
+    """
 
     convention: str
     visual_tokens: int
@@ -152,7 +156,7 @@ def saving(
     keep: float | int,
     convention: str = "exact",
     bytes_per_value: int = 2,
-    kept_tokens: int | None = None,
+    kept_tokens: int | Sequence[int] | None = None,
 ) -> Saving:
     """Prefill cost with and without pruning.
 
@@ -163,11 +167,13 @@ def saving(
         keep: retention ratio in (0, 1], or a count.
         convention: one of `CONVENTIONS`.
         bytes_per_value: of the key-value cache.
-        kept_tokens: how many were really kept, where images have several groups; by default
+        kept_tokens: how many were really kept, where images have several groups; or how many each
+            layer sees, where a method drops them inside the language model
+            (`gprune.pruners.DecoderPruner.schedule`, ``pruned.visual_by_layer``); by default
             ``kept_count(visual_tokens, keep)``.
 
     Raises:
-        ValueError: unknown convention, or a number out of range.
+        ValueError: unknown convention, a number out of range, or not one count a layer.
     """
     if convention not in CONVENTIONS:
         raise ValueError(f"convention={convention!r} must be one of {', '.join(CONVENTIONS)}")
@@ -177,19 +183,30 @@ def saving(
             "at least 0"
         )
     kept = kept_count(visual_tokens, keep) if kept_tokens is None else kept_tokens
+    if isinstance(kept, int):
+        parts, last = [(shape, kept)], kept
+    elif len(kept) != shape.layers:
+        raise ValueError(
+            f"kept_tokens has {len(kept)} counts, expected one for each of the {shape.layers} "
+            "layers"
+        )
+    else:
+        parts = [(replace(shape, layers=layers), n) for n, layers in Counter(kept).items()]
+        last = kept[-1]
     count = CONVENTIONS[convention]
-    full, pruned = count(shape, visual_tokens + text_tokens), count(shape, kept + text_tokens)
+    full = count(shape, visual_tokens + text_tokens)
+    pruned = sum(count(part, n + text_tokens) for part, n in parts)
     return Saving(
         convention=convention,
         visual_tokens=visual_tokens,
         text_tokens=text_tokens,
         keep=keep,
-        kept_tokens=kept,
+        kept_tokens=last,
         flops_full=full,
         flops_pruned=pruned,
         flops_saved=1 - pruned / full,
         kv_bytes_full=shape.kv_bytes(visual_tokens + text_tokens, bytes_per_value),
-        kv_bytes_pruned=shape.kv_bytes(kept + text_tokens, bytes_per_value),
+        kv_bytes_pruned=sum(part.kv_bytes(n + text_tokens, bytes_per_value) for part, n in parts),
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,26 +85,37 @@ def measured(model: Any, pruner: Pruner | None = None) -> Iterator[Cost]:
         cost.memory_peak = peak(device)
 
 
+# What a method decides in: for an image's groups, or from layer to layer.
+DECIDING = ("reduce_groups", "raters", "count", "drop")
+
+
 @contextmanager
 def selection_timed(pruner: Pruner, device: torch.device, cost: Cost) -> Iterator[None]:
-    """Adds up in ``cost.method`` how long ``pruner`` takes to choose."""
-    choose = pruner.reduce_groups
+    """Adds up in ``cost.method`` how long ``pruner`` takes to choose.
 
-    @functools.wraps(choose)
-    def timed(*args: Any, **kwargs: Any) -> Any:
-        synchronize(device)
-        start = time.perf_counter()
-        chosen = choose(*args, **kwargs)
-        synchronize(device)
-        cost.method += time.perf_counter() - start
-        return chosen
+    The signals that it chooses by, recomputed attention for one, are part of the prefill alone.
+    """
 
+    def timed(decide: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(decide)
+        def measured(*args: Any, **kwargs: Any) -> Any:
+            synchronize(device)
+            start = time.perf_counter()
+            decided = decide(*args, **kwargs)
+            synchronize(device)
+            cost.method += time.perf_counter() - start
+            return decided
+
+        return measured
+
+    names = [name for name in DECIDING if hasattr(pruner, name)]
     # On the one instance, which is frozen for everybody else.
-    vars(pruner)["reduce_groups"] = timed
+    vars(pruner).update({name: timed(getattr(pruner, name)) for name in names})
     try:
         yield
     finally:
-        del vars(pruner)["reduce_groups"]
+        for name in names:
+            del vars(pruner)[name]
 
 
 def cache_bytes(cache: Any) -> int:

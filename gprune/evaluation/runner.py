@@ -160,6 +160,7 @@ class Evaluation:
             with measured(self.model, pruner) as cost:
                 ids = self.model.generate(**inputs, **options)
             kept = None if pruned is None else pruned.kept
+            by_layer = None if pruned is None else pruned.visual_by_layer
         shares = shares_of(cost, len(part))
         said = self.processor.batch_decode(
             ids[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True
@@ -179,6 +180,7 @@ class Evaluation:
                 "visual_tokens": visual,
                 "kept_tokens": visual - dropped,
                 "text_tokens": int(inputs["attention_mask"][row].sum()) - visual,
+                **({} if by_layer is None else {"visual_by_layer": by_layer[row]}),
                 **shares,
             }
 

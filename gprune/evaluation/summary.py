@@ -91,6 +91,10 @@ def costs(
         round(fmean([line[name] for line in lines]))
         for name in ("visual_tokens", "kept_tokens", "text_tokens")
     )
+    seen: int | list[int] = kept
+    if "visual_by_layer" in lines[0]:  # it falls from layer to layer
+        layers = zip(*(line["visual_by_layer"] for line in lines), strict=True)
+        seen = [round(fmean(counts)) for counts in layers]
     counted = {
         convention: saving(
             shape,
@@ -99,7 +103,7 @@ def costs(
             keep=1.0,
             convention=convention,
             bytes_per_value=bytes_per_value,
-            kept_tokens=kept,
+            kept_tokens=seen,
         )
         for convention in CONVENTIONS
     }

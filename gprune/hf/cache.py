@@ -7,8 +7,8 @@ slices full-history ids, masks and position ids by it.
 
 from __future__ import annotations
 
-import functools
 from abc import abstractmethod
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -148,22 +148,124 @@ class PrunedCache(TranslatedCache):
         return self.physical(mask, 0)
 
     def physical(self, values: Tensor, fill: int) -> Tensor:
-        """One value for each slot, out of one for each position since the start, [b, logical + m].
+        """One value for each slot, see `at_slots`."""
+        return at_slots(values, self.origin, self.logical, fill)
+
+
+def at_slots(values: Tensor, origin: Tensor, logical: int, fill: int) -> Tensor:
+    """One value for each slot, out of one for each position since the start.
+
+    Args:
+        values: [b, logical + m], of positions of which the last m all have slots.
+        origin: logical position of each slot of the prefilled part, -1 for padding, int64 [b, p].
+        logical: logical length of the prefilled part.
+        fill: what stands for padding that pruning put there.
+
+    Returns:
+        [b, p + m].
+    """
+    origin = origin.to(values.device)
+    old = values.gather(1, origin.clamp(min=0)).masked_fill(origin < 0, fill)
+    return torch.cat([old, values[:, logical:]], 1)
+
+
+@dataclass(frozen=True, eq=False)
+class Slots:
+    """What the layers from one on hold of a prefill.
+
+    Attributes:
+        first: the first of these layers.
+        origin: position of each slot, -1 for padding, int64 [b, p].
+        used: false at padding, bool [b, p].
+    """
+
+    first: int
+    origin: Tensor
+    used: Tensor
+
+    def take_rows(self, rows: Tensor) -> Slots:
+        """Those of some rows of the batch."""
+        rows = rows.to(self.origin.device)
+        return Slots(self.first, self.origin[rows], self.used[rows])
+
+
+class StagedCache(TranslatedCache):
+    """A cache whose later layers hold less of the prompt; mixed in by `mark_staged`.
+
+    Its first layer holds every position, so its length is the logical one.
+
+    Attributes:
+        slots: what layers hold, by their first layer, ascending.
+        logical: length of the prefilled part in the first layer.
+    """
+
+    slots: list[Slots]
+    logical: int
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Rolls back the last positions, as `Cache.crop` (assisted decoding rejects candidates).
+
+        Raises:
+            ValueError: the layers hold different parts of what is to go.
+        """
+        length: int = super().get_seq_length()  # type: ignore[misc]
+        if tokens_to_remove > 0:  # transformers 5.19: the length to be left
+            tokens_to_remove = min(0, tokens_to_remove - length)
+        remains = length + tokens_to_remove
+        if remains < self.logical:  # candidates came with the prompt
+            self.slots = [self._cut(slots, remains) for slots in self.slots]
+            self.logical = remains
+        super().crop(tokens_to_remove)  # type: ignore[misc]
+
+    def _cut(self, slots: Slots, remains: int) -> Slots:
+        """``slots`` without the positions from ``remains`` on."""
+        count = self.logical - remains
+        if not bool(((slots.origin >= remains).sum(1) == count).all()):
+            raise ValueError(
+                f"the last {count} positions of the prompt have pruned images or padding among "
+                "them, so layers hold different parts and cannot be rolled back; start from an "
+                "empty cache"
+            )
+        length = slots.origin.shape[1] - count
+        return Slots(slots.first, slots.origin[:, :length], slots.used[:, :length])
+
+    def physical_mask(self, slots: Slots, mask: Tensor | None, query_length: int) -> Tensor:
+        """The mask over a layer's slots and new tokens, [b, its length + query_length].
 
         Args:
-            values: of positions, of which the m after the prefilled part all have slots.
-            fill: what stands for padding that pruning put there.
+            slots: what the layer holds.
+            mask: 2-D mask over all positions, old and new, or None.
+            query_length: number of new tokens.
+
+        Raises:
+            ValueError: the mask has another length.
         """
-        origin = self.origin.to(values.device)
-        old = values.gather(1, origin.clamp(min=0)).masked_fill(origin < 0, fill)
-        return torch.cat([old, values[:, self.logical :]], 1)
+        total = super().get_seq_length() + query_length  # type: ignore[misc]
+        if mask is None:
+            mask = slots.used.new_ones(len(slots.used), total)
+        elif mask.shape[1] != total:
+            raise ValueError(
+                f"attention_mask has {mask.shape[1]} columns, expected {total}: one for every "
+                "position so far, the pruned ones included"
+            )
+        return at_slots(mask, slots.origin, self.logical, 0).long()
+
+    def _rows(self) -> int:
+        return len(self.slots[0].origin)
+
+    def _take_rows(self, rows: Tensor) -> None:
+        self.slots = [slots.take_rows(rows) for slots in self.slots]
 
 
-@functools.cache
-def mixed(mixin: Any, kind: Any) -> Any:
+_mixed: dict[tuple[type, type], Any] = {}
+
+
+def mixed(mixin: type, kind: type) -> Any:
     """The class of caches of one kind that know what was dropped."""
-    name = mixin.__name__.removesuffix("Cache")
-    return type(f"{name}{kind.__name__}", (mixin, kind), {})
+    if (mixin, kind) not in _mixed:
+        name = mixin.__name__.removesuffix("Cache")
+        _mixed[mixin, kind] = type(f"{name}{kind.__name__}", (mixin, kind), {})
+    return _mixed[mixin, kind]
 
 
 def mark_pruned(cache: Cache, origin: Tensor, used: Tensor, gone: Tensor, logical: int) -> None:
@@ -172,7 +274,17 @@ def mark_pruned(cache: Cache, origin: Tensor, used: Tensor, gone: Tensor, logica
     The object stays the same, because its owner holds it: it changes its class.
     """
     if not isinstance(cache, PrunedCache):
-        cache.__class__ = mixed(PrunedCache, cache.__class__)
+        cache.__class__ = mixed(PrunedCache, type(cache))
     state: Any = cache
     state.origin, state.used, state.gone, state.logical = origin, used, gone, logical
     state.translated = False
+
+
+def mark_staged(cache: Cache, slots: list[Slots], logical: int) -> None:
+    """Makes ``cache``, which has just been filled, know what its layers hold (see `StagedCache`).
+
+    As with `mark_pruned`, the object stays the same.
+    """
+    cache.__class__ = mixed(StagedCache, type(cache))
+    state: Any = cache
+    state.slots, state.logical, state.translated = slots, logical, False

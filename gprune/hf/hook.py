@@ -27,6 +27,8 @@ from gprune.hf.families import PIXELS, Family, family_of
 from gprune.hf.signals import VisionSignals, replaced
 from gprune.hf.versions import require_tested_transformers
 from gprune.pruners.base import Pruner, merged
+from gprune.pruners.decoder import DecoderPruner
+from gprune.pruners.downsampling import Downsampling
 from gprune.tokens import VisualTokens
 
 # Attention kernels whose results were compared with a masked full-length model; FlashAttention with
@@ -168,7 +170,11 @@ class PrunedModel:
         kept_mask: bool [batch, original sequence length] of the latest prefill, true where the
             position reached the language model; None before the first. Padding counts as not
             reaching it where rows of a batch were shortened together.
+        visual_by_layer: for each row of the latest prefill the visual tokens in each layer of the
+            language model; None for methods before it, after which all layers have as many.
     """
+
+    visual_by_layer: list[list[int]] | None = None
 
     def __init__(self, model: PreTrainedModel, pruner: Pruner, positions: str) -> None:
         self.model = model
@@ -368,15 +374,10 @@ class PrunedModel:
                     own["aligned"] = self._tower.aligned(own.pop("vision"))
         return signals
 
-    def _choose(
-        self,
-        ids: Tensor,
-        positions: Tensor,
-        modality: str,
-        output: Any,
-        questions: list[Tensor] | None,
-    ) -> Selection:
-        """Runs the pruner on every group of every image of one modality."""
+    def _located(
+        self, ids: Tensor, positions: Tensor, modality: str, output: Any
+    ) -> tuple[Tensor, list[tuple[Tensor, tuple[int, int, int] | None]]]:
+        """Where a modality's placeholders are, bool [b, L], and each image's features and grid."""
         images = self.family.features(self.model, output)
         lengths = [len(features) for features in images]
         placeholder = ids == self.family.token_id(self.model, modality)
@@ -387,12 +388,25 @@ class PrunedModel:
             "order",
         )
         grids = self.family.grids(self.model, positions, placeholder, lengths)
+        return placeholder, list(zip(images, grids, strict=True))
+
+    def _choose(
+        self,
+        ids: Tensor,
+        positions: Tensor,
+        modality: str,
+        output: Any,
+        questions: list[Tensor] | None,
+    ) -> Selection:
+        """Runs the pruner on every group of every image of one modality."""
+        placeholder, located = self._located(ids, positions, modality, output)
+        lengths = [len(features) for features, _ in located]
         signals = self._signals(output, placeholder, lengths, questions)
         # Beams repeat an image's features as one object: what is chosen for it is chosen once. But
         # two rows can ask different things about one image.
         chosen: dict[tuple[int, int], ImageChoice] = {}
         choices = []
-        for features, grid, own in zip(images, grids, signals, strict=True):
+        for (features, grid), own in zip(located, signals, strict=True):
             key = id(features), id(own.get("text"))
             if key not in chosen:
                 chosen[key] = self._choose_image(modality, features, grid, own)
@@ -477,8 +491,8 @@ class PrunedModel:
         else:
             remaining = length - sum(selection.dropped_count for selection in selections)
         self.kept_mask = keep
-        order = torch.sort(keep.to(torch.uint8), dim=1, stable=True).indices[:, -remaining:]
-        return Plan(order, keep.gather(1, order), past, length, dropped.long().cumsum(1))
+        order, real = aligned_right(keep, remaining)
+        return Plan(order, real, past, length, dropped.long().cumsum(1))
 
     def _shorten(self, call: dict[str, Any], plan: Plan, mask: Tensor, cache: Cache | None) -> None:
         """Gathers every per-position argument; always leaves an explicit 2-D mask."""
@@ -500,7 +514,7 @@ class PrunedModel:
         call["input_ids"] = gather(call["input_ids"], padding_id(self.model.config, taken))
         positions = call["position_ids"]
         if self.positions == "compact":
-            positions = positions - plan.before
+            positions = self._compacted(positions, plan)
         call["position_ids"] = gather(positions, 0)
         new = gather(mask[:, plan.past :], 0)
         old = mask[:, : plan.past]
@@ -524,6 +538,10 @@ class PrunedModel:
                 old = cache.physical(old, 0)
             call[name] = torch.cat([old, gather(types[:, -plan.length :], 0)], 1)
 
+    def _compacted(self, positions: Tensor, plan: Plan) -> Tensor:
+        """Position ids [..., b, L] without gaps where tokens are dropped."""
+        return positions - plan.before
+
     def _mark_as_one_sequence(
         self, call: dict[str, Any], cache: Cache | None, plan: Plan, past: int
     ) -> None:
@@ -544,6 +562,21 @@ class PrunedModel:
         for side, size in (("q", length), ("k", past + length)):
             ends = torch.tensor([0, size], dtype=torch.int32, device=plan.order.device)
             call[f"cu_seq_lens_{side}"], call[f"max_length_{side}"] = ends, size
+
+
+def aligned_right(keep: Tensor, length: int) -> tuple[Tensor, Tensor]:
+    """The columns that stay, each row's in order and at its end.
+
+    Args:
+        keep: which columns stay, bool [b, L].
+        length: how many columns there will be: the most that any row keeps.
+
+    Returns:
+        the old column of each new one, int64 [b, length], and whether it is one that stays or fills
+        a row that keeps fewer, bool [b, length].
+    """
+    order = torch.sort(keep.to(torch.uint8), dim=1, stable=True).indices[:, -length:]
+    return order, keep.gather(1, order)
 
 
 def rows_of(placeholder: Tensor, lengths: Sequence[int]) -> list[int]:
@@ -652,13 +685,22 @@ def mask_left_to_the_model(
 
 
 def pruned_model(model: PreTrainedModel, pruner: Pruner, positions: str) -> PrunedModel:
-    """The state of a model under pruning, as its family needs.
+    """A model under pruning, of the kind that the method and the family need.
 
     Raises:
-        UnsupportedModelError: the family is not supported.
+        ValueError: ``positions`` is not possible for the method.
+        UnsupportedModelError: the family, or what is in it, is not supported.
     """
+    if isinstance(pruner, DecoderPruner):
+        # Imported here: they build on this module.
+        from gprune.hf.decoder import DecoderPrunedModel
+
+        return DecoderPrunedModel(model, pruner, positions)
+    if isinstance(pruner, Downsampling):
+        from gprune.hf.downsampling import DownsampledModel
+
+        return DownsampledModel(model, pruner)
     if family_of(model).cross_attention:
-        # Imported here: it builds on this module.
         from gprune.hf.cross import CrossPrunedModel
 
         return CrossPrunedModel(model, pruner, positions)

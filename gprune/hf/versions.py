@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from importlib import metadata
 
@@ -19,6 +20,12 @@ def is_tested(version: str) -> bool:
     return Version(FIRST) <= Version(version) < Version(BEYOND)
 
 
+@functools.cache
+def installed() -> str:
+    """The installed version; read once, since parsing a package's metadata takes a millisecond."""
+    return metadata.version("transformers")
+
+
 def require_tested_transformers() -> None:
     """Refuses a transformers outside the tested range, whose internals may differ in silence.
 
@@ -26,10 +33,10 @@ def require_tested_transformers() -> None:
         UnsupportedVersionError: the installed version is outside [5.19.0, 5.24.0) and the
             environment variable GPRUNE_UNTESTED_TRANSFORMERS is not 1.
     """
-    installed = metadata.version("transformers")
-    if is_tested(installed) or os.environ.get(OVERRIDE) == "1":
+    version = installed()
+    if is_tested(version) or os.environ.get(OVERRIDE) == "1":
         return
     raise UnsupportedVersionError(
-        f"transformers {installed} has not been tested: pip install "
+        f"transformers {version} has not been tested: pip install "
         f"'transformers>={FIRST},<{BEYOND}', or set {OVERRIDE}=1 and run gprune's tests against it"
     )

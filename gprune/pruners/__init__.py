@@ -11,14 +11,21 @@ from gprune.pruners.baselines import L2NormPruner, RandomPruner, UniformGridPrun
 from gprune.pruners.cdpruner import CDPruner
 from gprune.pruners.cover import GraphCover
 from gprune.pruners.d2pruner import D2Pruner
+from gprune.pruners.decoder import DecoderPruner
 from gprune.pruners.diversity import DART, DivPrune
+from gprune.pruners.downsampling import Downsampling
+from gprune.pruners.fastv import FastV
 from gprune.pruners.gprune import GPrune
 from gprune.pruners.hiprune import HiPrune
 from gprune.pruners.holov import HoloV
 from gprune.pruners.merging import AveragePooling, ToMe
 from gprune.pruners.prumerge import PruMerge, PruMergePlus
+from gprune.pruners.pyramid import PyramidDrop
 from gprune.pruners.scope import SCOPE
+from gprune.pruners.sparsevlm import SparseVLM
+from gprune.pruners.todre import ToDRE
 from gprune.pruners.trim import TRIM
+from gprune.pruners.video import EVS, VidCom2
 from gprune.pruners.visionzip import VisionZip
 from gprune.pruners.vispruner import VisPruner
 from gprune.pruners.vlm_pruner import VLMPruner
@@ -30,6 +37,7 @@ METHODS: dict[str, type[Pruner]] = {
         GraphCover,
         DivPrune,
         DART,
+        ToDRE,
         ToMe,
         AveragePooling,
         VisionZip,
@@ -46,6 +54,12 @@ METHODS: dict[str, type[Pruner]] = {
         RandomPruner,
         UniformGridPruner,
         L2NormPruner,
+        Downsampling,
+        FastV,
+        PyramidDrop,
+        SparseVLM,
+        EVS,
+        VidCom2,
     )
 }
 
@@ -56,6 +70,11 @@ RECOMMENDED = GraphCover.name
 def methods() -> list[str]:
     """The name of every method, G-Prune first."""
     return list(METHODS)
+
+
+def group_methods() -> list[str]:
+    """The methods that choose from the tokens of one group, whatever it is of: `Pruner.select`."""
+    return [name for name, method in METHODS.items() if method.scope == "group"]
 
 
 def make(name: str, keep: Keep, **options: Any) -> Pruner:
@@ -79,12 +98,16 @@ def make(name: str, keep: Keep, **options: Any) -> Pruner:
 
 __all__ = [
     "DART",
+    "EVS",
     "SCOPE",
     "TRIM",
     "AveragePooling",
     "CDPruner",
     "D2Pruner",
+    "DecoderPruner",
     "DivPrune",
+    "Downsampling",
+    "FastV",
     "GPrune",
     "GraphCover",
     "HiPrune",
@@ -93,13 +116,18 @@ __all__ = [
     "PruMerge",
     "PruMergePlus",
     "Pruner",
+    "PyramidDrop",
     "RandomPruner",
     "ScorePruner",
+    "SparseVLM",
+    "ToDRE",
     "ToMe",
     "UniformGridPruner",
     "VLMPruner",
+    "VidCom2",
     "VisPruner",
     "VisionZip",
+    "group_methods",
     "make",
     "methods",
 ]

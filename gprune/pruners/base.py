@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from gprune.hf import PrunedModel
 
 
+# Most entries of a matrix that merging makes at a time.
+ENTRIES = 2**26
+
+
 @dataclass(frozen=True)
 class Pruner(ABC):
     """A training-free method that chooses which visual tokens of a group to keep.
@@ -39,6 +43,9 @@ class Pruner(ABC):
 
     # What `gprune.methods()` and the command line call it; unique, lower case.
     name: ClassVar[str]
+    # What it chooses from: a ``group`` of tokens by itself, the frames of a ``video`` together, the
+    # tokens inside the language model's ``decoder``, or the ``pixels`` before they are encoded.
+    scope: ClassVar[str] = "group"
 
     # What the method reads beside the features, of `gprune.tokens.SIGNALS`; inside a model just
     # these are computed.
@@ -257,7 +264,11 @@ def merged(features: Tensor, members: Tensor, k: int) -> Tensor:
     """
     if members.is_floating_point():
         return (members.float() @ features.float()).to(features.dtype)
-    # A product with a matrix of ones and zeros: adding by index has no fixed order on a GPU.
-    matrix = (members == torch.arange(k, device=members.device)[:, None]).float()  # [k, n]
-    mean = matrix @ features.float() / matrix.sum(1, keepdim=True)
-    return mean.to(features.dtype)
+    wide = features.float()
+    means = []
+    # Some at a time, so that the matrix takes no more than 256 MB however many tokens there are.
+    for some in torch.split(torch.arange(k, device=members.device), -(-ENTRIES // len(features))):
+        # A product with a matrix of ones and zeros: adding by index has no fixed order on a GPU.
+        matrix = (members == some[:, None]).float()  # [some of k, n]
+        means.append(matrix @ wide / matrix.sum(1, keepdim=True))
+    return torch.cat(means).to(features.dtype)

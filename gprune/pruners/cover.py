@@ -9,7 +9,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from gprune.graph import cosine_similarity
+from gprune import graph
+from gprune.graph import CosineRows, cosine_similarity
 from gprune.pruners.base import MergingPruner
 from gprune.pruners.diversity import farthest_first
 from gprune.tokens import VisualTokens
@@ -71,12 +72,20 @@ class GraphCover(MergingPruner):
         return distance + self.place * over_mean(apart, 1e-12).float()
 
     def partition(self, tokens: VisualTokens, k: int) -> tuple[Tensor, Tensor | None]:
-        distance = self.distance(tokens)
-        central = distance.sum(1, dtype=torch.float64).argmin()
+        distance: Tensor | JointRows
+        if len(tokens) > graph.WHOLE:
+            distance = JointRows(tokens, self.place)
+            central = distance.sums().argmin()
+        else:
+            distance = self.distance(tokens)
+            central = distance.sum(1, dtype=torch.float64).argmin()
         kept = farthest_first(distance, central, k).sort().values
         if not self.merge:
             return kept, None
-        members = distance[kept].argmin(0)  # [n], the first of several
+        if isinstance(distance, Tensor):
+            members = distance[kept].argmin(0)  # [n], the first of several
+        else:
+            members = distance.nearest(kept)
         members[kept] = torch.arange(k, device=kept.device)  # a copy does not go into its twin
         return kept, members
 
@@ -85,3 +94,56 @@ def over_mean(values: Tensor, least: float) -> Tensor:
     """Values [n, n] divided by their mean, or by ``least`` where that is more."""
     mean = values.mean(dtype=torch.float64).clamp(min=least)
     return values / mean.to(values.dtype)
+
+
+class JointRows:
+    """`GraphCover.distance` row by row, for more tokens than the whole matrix has memory for.
+
+    Indexed by a token [] or tokens [r] it gives float32 [n] or [r, n].
+    """
+
+    def __init__(self, tokens: VisualTokens, place: float) -> None:
+        self.similarity = CosineRows(tokens.features)
+        placed = place != 0 and (tokens.grid is not None or tokens.positions is not None)
+        self.place = place if placed else 0.0
+        self.points = tokens.coordinates().double() if placed else None
+        cosine = tokens.features.new_zeros((), dtype=torch.float64)
+        apart = cosine.clone()
+        for rows, similarity in self.similarity.blocks():
+            cosine += (1 - similarity).sum(dtype=torch.float64)
+            if self.points is not None:
+                apart += self._apart(self.points, rows).sum()
+        self.mean = (cosine / len(tokens) ** 2).clamp(min=ROUNDING).float()
+        self.mean_apart = (apart / len(tokens) ** 2).clamp(min=1e-12)
+
+    def __getitem__(self, rows: Tensor, /) -> Tensor:
+        return self._joint(rows, self.similarity[rows])
+
+    def _joint(self, rows: Tensor, similarity: Tensor) -> Tensor:
+        distance = (1 - similarity) / self.mean
+        if self.points is None:
+            return distance
+        return distance + self.place * (self._apart(self.points, rows) / self.mean_apart).float()
+
+    @staticmethod
+    def _apart(points: Tensor, rows: Tensor) -> Tensor:
+        """Squared distance of the places of ``rows`` from all others, float64 [..., n]."""
+        length = points.square().sum(1)
+        product = points[rows] @ points.mT
+        return (length[rows].unsqueeze(-1) + length - 2 * product).clamp(min=0)
+
+    def sums(self) -> Tensor:
+        """Sum of every token's distances, float64 [n]."""
+        parts = [
+            self._joint(rows, similarity).sum(1, dtype=torch.float64)
+            for rows, similarity in self.similarity.blocks()
+        ]
+        return torch.cat(parts)
+
+    def nearest(self, kept: Tensor) -> Tensor:
+        """For every token the position in ``kept`` [k] of the nearest, the first of several."""
+        parts = [
+            self._joint(rows, similarity)[:, kept].argmin(1)
+            for rows, similarity in self.similarity.blocks()
+        ]
+        return torch.cat(parts)

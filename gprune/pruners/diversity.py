@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor
 
-from gprune.graph import cosine_similarity
+from gprune import graph
+from gprune.graph import CosineRows, UnitRows, cosine_similarity
 from gprune.pruners.base import Pruner, highest
 from gprune.tokens import VisualTokens
 
 
-def farthest_first(distance: Tensor, first: Tensor, k: int) -> Tensor:
+class Rows(Protocol):
+    """A matrix [n, n] that is read some rows [r, n] at a time."""
+
+    def __getitem__(self, rows: Tensor, /) -> Tensor: ...
+
+
+def farthest_first(distance: Tensor | Rows, first: Tensor, k: int) -> Tensor:
     """Greedy max-min selection: each next token is the one farthest from those chosen before.
 
     In a metric, every token then has a chosen one within twice the radius that the best k centres
@@ -21,21 +28,22 @@ def farthest_first(distance: Tensor, first: Tensor, k: int) -> Tensor:
     of the largest possible one.
 
     Args:
-        distance: of every pair, [n, n]; any increasing function of a metric chooses the same.
+        distance: of every pair, [n, n], or what gives its rows; any increasing function of a metric
+            chooses the same.
         first: index of the first token, int64 [].
         k: how many to choose, 1 to n.
 
     Returns:
         int64 [k] in the order of choice; ties go to the lowest index.
     """
-    # Rows are taken by `index_select`: indexing with a scalar tensor would read it back each time.
+    # Rows are taken one in a list: indexing with a scalar tensor would read it back each time.
     chosen = [first.reshape(1)]
-    nearest = distance.index_select(0, chosen[0])[0]  # distance of each to the nearest chosen one
+    nearest = distance[chosen[0]][0]  # distance of each to the nearest chosen one
     nearest.index_fill_(0, chosen[0], -1)  # below every distance: it is never chosen again
     for _ in range(k - 1):
         following = nearest.argmax(keepdim=True)  # the first of several, on every device
         chosen.append(following)
-        nearest = torch.minimum(nearest, distance.index_select(0, following)[0])
+        nearest = torch.minimum(nearest, distance[following][0])
         nearest.index_fill_(0, following, -1)
     return torch.cat(chosen)
 
@@ -57,10 +65,32 @@ class DivPrune(Pruner):
     name: ClassVar[str] = "divprune"
 
     def choose(self, tokens: VisualTokens, k: int) -> Tensor:
+        if len(tokens) > graph.WHOLE:
+            return self._choose_by_rows(tokens, k)
         distance = 1 - cosine_similarity(tokens.features)
         others = distance.clone()
         others.fill_diagonal_(torch.inf)
         return farthest_first(distance, others.amin(1).argmax(), k).sort().values
+
+    @staticmethod
+    def _choose_by_rows(tokens: VisualTokens, k: int) -> Tensor:
+        """The same tokens without the n-by-n matrix: O(n²d) for the first, O(nd) for each other."""
+        distance = CosineDistance(tokens.features)
+        nearest = [
+            (1 - similarity).scatter_(1, rows.unsqueeze(1), torch.inf).amin(1)
+            for rows, similarity in distance.similarity.blocks()
+        ]
+        return farthest_first(distance, torch.cat(nearest).argmax(), k).sort().values
+
+
+class CosineDistance:
+    """1 − cosine similarity, row by row (see `gprune.graph.CosineRows`)."""
+
+    def __init__(self, features: Tensor) -> None:
+        self.similarity = CosineRows(features)
+
+    def __getitem__(self, row: Tensor, /) -> Tensor:
+        return 1 - self.similarity[row]
 
 
 @dataclass(frozen=True)
@@ -96,7 +126,8 @@ class DART(Pruner):
         # In float64: float32 sums of many channels depend on the order of summation.
         norms = tokens.features.abs().sum(1, dtype=torch.float64)
         pivots = torch.sort(norms, descending=True, stable=True).indices[: min(self.pivots, k)]
-        different = -cosine_similarity(tokens.features)[pivots]  # [pivots, n]
+        every = torch.arange(len(tokens), device=norms.device)
+        different = -UnitRows(tokens.features).similarity(pivots, every)  # [pivots, n]
         taken = torch.zeros(len(tokens), dtype=torch.bool, device=norms.device)
         taken[pivots] = True
         left = k - len(pivots)

@@ -10,12 +10,14 @@ from torch import Tensor
 
 from gprune.budget import Keep
 from gprune.graph import (
+    WHOLE,
     SimilarityGraph,
     check_iterations,
     check_temperature,
     check_threshold,
 )
 from gprune.pruners.base import ScorePruner
+from gprune.tiles import TiledGraph
 from gprune.tokens import VisualTokens
 
 
@@ -73,7 +75,11 @@ class GPrune(ScorePruner):
 
     def score(self, tokens: VisualTokens) -> Tensor:
         """Propagated information divided by degree, float32 [n]; -inf for tokens of zero norm."""
-        graph = self.graph(tokens)
+        graph: SimilarityGraph | TiledGraph
+        if tokens.features.device.type == "cpu" or len(tokens) > WHOLE:
+            graph = TiledGraph.build(tokens.features, self.threshold, self.temperature)
+        else:
+            graph = self.graph(tokens)  # few large launches, which an accelerator likes better
         information = graph.propagate(graph.norms, self.iterations)
         scores = information / graph.degree.clamp(min=1)
         scores = torch.where(graph.degree > 0, scores, -torch.inf)

@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from gprune.graph import cosine_similarity
+from gprune.graph import BLOCK, UnitRows
 from gprune.pruners.base import MergingPruner, highest, merged
 from gprune.pruners.baselines import cells_a_line, spread
 from gprune.tokens import VisualTokens
@@ -67,8 +67,7 @@ class ToMe(MergingPruner):
         members = kept.clone()
         while len(kept) > k:
             means = merged(tokens.features.float(), members, len(kept))
-            similarity = cosine_similarity(means)[::2, 1::2]
-            best, match = similarity.amax(1), similarity.argmax(1)  # the first of several
+            best, match = most_similar(means)
             merging = highest(best, min(len(kept) - k, len(best)))
             into = torch.arange(len(kept), device=device)
             into[2 * merging] = 2 * match[merging] + 1
@@ -77,3 +76,20 @@ class ToMe(MergingPruner):
             members = place[into[members]]
             kept = kept[stays]
         return kept, members
+
+
+def most_similar(features: Tensor) -> tuple[Tensor, Tensor]:
+    """For every other of n tokens, from the first, the most similar of those between.
+
+    Returns:
+        that similarity, float32 [⌈n/2⌉], and the position among those between, int64 [⌈n/2⌉]; the
+        first of several.
+    """
+    unit = UnitRows(features)
+    every = torch.arange(len(unit), device=features.device)
+    best, match = [], []
+    for rows in torch.split(every[::2], BLOCK):
+        similarity = unit.similarity(rows, every[1::2])
+        best.append(similarity.amax(1))
+        match.append(similarity.argmax(1))
+    return torch.cat(best), torch.cat(match)

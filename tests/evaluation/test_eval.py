@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from gprune import GPrune, L2NormPruner, UniformGridPruner
 from gprune.cli import app
-from gprune.evaluation import summary
+from gprune.evaluation import LanguageModelShape, saving, summary
 from gprune.evaluation.metrics import (
     Record,
     Tally,
@@ -77,6 +77,28 @@ def test_answers_are_those_of_the_packed_scorer(tiny, tmp_path):
         assert not evaluation.failures
         expected = [right for results in score(model, samples, pruner) for right in results]
         assert [line["right"] for line in evaluation.lines(run)] == expected
+
+
+def test_layers_that_see_more_tokens_cost_more(tiny, tmp_path):
+    """FastV beside a method that keeps as many tokens, but from the first layer on."""
+    model, processor = tiny
+    processor.tokenizer.padding_side = "left"
+    examples = load_tasks(["scenes"], limit=1)
+    evaluation = Evaluation(model, processor, examples, tmp_path, {}, batch=5)
+    runs = [Run(method, keep) for method, keep in (("full", 1.0), ("random", 49), ("fastv", 49))]
+    for run in runs:
+        evaluation.perform(run)
+    assert not evaluation.failures
+    full, before, inside = evaluation.results(runs)["rows"]
+    assert before["kept_tokens"] == inside["kept_tokens"] == 49
+    text = full["text_tokens"]
+    shape = LanguageModelShape.from_config(model.config)
+    expected = saving(shape, 196, text, 49, kept_tokens=[196, 196, 49, 49])
+    costs = [row["flops"]["exact"]["pruned"] for row in (before, inside, full)]
+    assert costs[1] == expected.flops_pruned
+    assert costs == sorted(costs)
+    assert before["kv_bytes_pruned"] < inside["kv_bytes_pruned"] < full["kv_bytes_full"]
+    assert inside["method_ms"] > 0
 
 
 def test_results_and_report(jsonl, tmp_path):

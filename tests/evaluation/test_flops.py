@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig
 
+from gprune import FastV, PyramidDrop
 from gprune.evaluation import LanguageModelShape, keep_for, saving
 from gprune.evaluation.flops import exact, fastv, linear, vision_tower
 
@@ -50,6 +53,28 @@ def test_exact_counts_causal_pairs():
 def test_kv_bytes():
     assert LLAMA_3_8B.kv_bytes(10) == 2 * 32 * 8 * 128 * 2 * 10
     assert LLAVA_7B.kv_bytes(1, bytes_per_value=4) == 2 * 32 * 4096 * 4
+
+
+@pytest.mark.parametrize("convention", ["fastv", "linear", "exact"])
+def test_layers_that_see_fewer_tokens(convention):
+    """FastV: K layers at full length, the rest pruned; the sum of two shallower models."""
+    counts = FastV(0.25).schedule(576, 32)
+    result = saving(LLAVA_7B, 576, 40, 0.25, convention, kept_tokens=counts)
+    first, rest = replace(LLAVA_7B, layers=2), replace(LLAVA_7B, layers=30)
+    full, pruned = (saving(part, 576, 40, 0.25, convention) for part in (first, rest))
+    assert result.flops_pruned == full.flops_full + pruned.flops_pruned
+    assert result.kv_bytes_pruned == full.kv_bytes_full + pruned.kv_bytes_pruned
+    assert result.flops_full == saving(LLAVA_7B, 576, 40, 1.0, convention).flops_full
+    assert result.kept_tokens == 144
+    same = saving(LLAVA_7B, 576, 40, 0.25, convention, kept_tokens=[144] * 32)
+    assert same == saving(LLAVA_7B, 576, 40, 0.25, convention)
+
+
+def test_pyramid_of_the_paper_saves_about_half():
+    counts = PyramidDrop(0.125).schedule(576, 32)
+    assert sum(counts) / 32 == 270
+    result = saving(LLAVA_7B, 576, 40, 0.125, "fastv", kept_tokens=counts)
+    assert 0.49 < result.flops_saved < 0.52
 
 
 def test_vision_tower():
@@ -99,6 +124,7 @@ def test_keep_for_is_the_largest_that_reaches_the_target(n, text, target, conven
         (lambda: saving(LLAVA_7B, 5, -1, 0.5), "text_tokens=-1"),
         (lambda: keep_for(1.0, LLAVA_7B, 5, 0), "target_saving=1.0"),
         (lambda: LanguageModelShape(0, 1, 1), "hidden_size=0"),
+        (lambda: saving(LLAVA_7B, 5, 0, 0.5, kept_tokens=[2, 1]), "kept_tokens has 2 counts"),
         (lambda: LanguageModelShape(8, 8, 1, heads=3, kv_heads=2), "multiple of kv_heads=2"),
     ],
 )

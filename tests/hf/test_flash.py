@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from transformers import modeling_flash_attention_utils as flash
 
-from gprune import GPrune, UniformGridPruner
+from gprune import FastV, GPrune, PyramidDrop, UniformGridPruner
 from gprune.hf.hook import PrunedModel
 from tests.hf.batches import GREEDY, STEPS, make_batch, masked_greedy
 from tests.hf.models import SPECIMENS
@@ -91,6 +91,22 @@ def test_equals_the_masked_full_length_model(kernels, name, images, keep):
     assert torch.equal(output.sequences[:, -STEPS:], tokens)
     assert torch.equal(output.sequences, uncached.sequences)
     assert torch.stack(output.logits, 1).sub(logits).abs().max() <= 1e-5
+
+
+@pytest.mark.parametrize("name", ["llava", "llava_next", "qwen2_5_vl"])
+@pytest.mark.parametrize("images", [[1], [2, 0, 1]])
+@pytest.mark.parametrize("pruner", [FastV(0.3), PyramidDrop(0.2, layers=(1, 2))])
+def test_layers_of_different_lengths(kernels, name, images, pruner):
+    specimen = SPECIMENS[name]
+    plain, model = specimen.build(), with_flash(specimen.build())
+    batch = make_batch(specimen, model, images)
+    with pruner(plain):
+        expected = plain.generate(**batch.inputs, **GREEDY)
+    with pruner(model):
+        output = model.generate(**batch.inputs, **GREEDY)
+    assert torch.equal(output.sequences, expected.sequences)
+    for one, other in zip(output.logits, expected.logits, strict=True):
+        assert (one - other).abs().max() <= 1e-5
 
 
 def second_turns(model) -> Tensor:

@@ -913,7 +913,7 @@ def test_untested_attention_is_refused(family):
 
 @pytest.mark.parametrize("version", ["5.18.9", "5.24.0", "6.0"])
 def test_untested_transformers_is_refused(model, monkeypatch, version):
-    monkeypatch.setattr(versions.metadata, "version", lambda name: version)
+    monkeypatch.setattr(versions, "installed", lambda: version)
     with pytest.raises(UnsupportedVersionError, match="pip install"), GPrune(keep=0.3)(model):
         pass
     monkeypatch.setenv(versions.OVERRIDE, "1")

@@ -1,8 +1,9 @@
-"""DivPrune, DART and GraphCover against obvious implementations and their own guarantees."""
+"""DivPrune, DART, ToDRE and GraphCover against obvious implementations and their own guarantees."""
 
 from __future__ import annotations
 
 import itertools
+from functools import partial
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gprune import DART, DivPrune, GraphCover, RandomPruner, VisualTokens
+from gprune import DART, DivPrune, GraphCover, RandomPruner, ToDRE, VisualTokens, graph
 from gprune.pruners.diversity import farthest_first
 
 SIZES = {"n": st.integers(1, 30), "d": st.integers(1, 6), "seed": st.integers(0, 2**31 - 1)}
@@ -43,6 +44,32 @@ def test_divprune_is_the_algorithm_of_the_paper(n, d, seed, k):
     # The two that are nearest to each other tie by definition, whatever they round to.
     first = max(range(n), key=lambda i: (round(nearest[i], 6), -i))
     assert DivPrune(k).select(VisualTokens(x)).tolist() == sorted(greedy(distance, first, k))
+
+
+@given(**SIZES, k=st.integers(1, 30))
+@settings(deadline=None)
+def test_todre_takes_k_centres_from_the_most_distant_on(n, d, seed, k):
+    x = features(n, max(d, 3), seed)
+    k = min(k, n)
+    distance = [[1 - cosine(a, b) for b in x.numpy()] for a in x.numpy()]
+    # Of two tokens, each is as far from the other.
+    first = max(range(n), key=lambda i: (round(sum(distance[i]), 6), -i))
+    assert ToDRE(k).select(VisualTokens(x)).tolist() == sorted(greedy(distance, first, k))
+
+
+@given(n=st.integers(2, 9), seed=st.integers(0, 2**31 - 1), k=st.integers(1, 4))
+@settings(deadline=None, max_examples=60)
+def test_todre_covers_within_twice_the_best_radius(n, seed, k):
+    x = features(n, 4, seed)
+    k = min(k, n)
+    unit = x / x.norm(dim=1, keepdim=True)
+    distance = torch.cdist(unit, unit)
+
+    def radius(centres) -> float:
+        return float(distance[list(centres)].amin(0).max())
+
+    best = min(radius(centres) for centres in itertools.combinations(range(n), k))
+    assert radius(ToDRE(k).select(VisualTokens(x)).tolist()) <= 2 * best + 1e-3
 
 
 @given(**SIZES, k=st.integers(2, 6))
@@ -107,6 +134,7 @@ def test_dart_keeps_its_pivots():
 def test_ties_go_to_the_lowest_index():
     same = torch.ones(6, 4)
     assert DivPrune(3).select(VisualTokens(same)).tolist() == [0, 1, 2]
+    assert ToDRE(3).select(VisualTokens(same)).tolist() == [0, 1, 2]
     assert GraphCover(3).select(VisualTokens(same)).tolist() == [0, 1, 2]
 
 
@@ -157,7 +185,7 @@ def test_place_out_of_range(place):
         GraphCover(0.5, place=place)
 
 
-@pytest.mark.parametrize("method", [DivPrune, DART, GraphCover])
+@pytest.mark.parametrize("method", [DivPrune, DART, ToDRE, GraphCover])
 def test_threads_and_dtypes(method):
     x = torch.randn(300, 64, generator=torch.Generator().manual_seed(0))
     threads = torch.get_num_threads()
@@ -172,9 +200,22 @@ def test_threads_and_dtypes(method):
     assert torch.equal(method(0.2).select(half), method(0.2).select(wide))
 
 
-@pytest.mark.parametrize("method", [DivPrune, DART, GraphCover])
+@pytest.mark.parametrize("method", [DivPrune, DART, ToDRE, GraphCover])
 def test_tokens_of_zero_norm(method):
     x = torch.cat([torch.zeros(3, 4), torch.randn(5, 4)])
     assert method(8).select(VisualTokens(x)).tolist() == list(range(8))
     assert len(method(4).select(VisualTokens(x))) == 4
     assert method(2).select(VisualTokens(torch.zeros(4, 3))).tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("method", [DivPrune, GraphCover, partial(GraphCover, merge=True)])
+@pytest.mark.parametrize("grid", [(12, 25), None])
+def test_the_same_without_the_whole_matrix(method, grid, monkeypatch):
+    x = features(300, 24, 7).float()
+    x[::50] = 0
+    tokens = VisualTokens(x, grid=grid)
+    pruner = method(0.2)
+    whole = pruner.reduce_groups([tokens])[0]
+    monkeypatch.setattr(graph, "WHOLE", 100)
+    for expected, actual in zip(whole, pruner.reduce_groups([tokens])[0], strict=True):
+        assert expected is actual is None or torch.equal(expected, actual)

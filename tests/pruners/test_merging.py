@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gprune import AveragePooling, GPrune, GraphCover, ToMe, VisualTokens, kept_count
+from gprune.pruners import base
 
 MERGING = [ToMe(0.4), AveragePooling(0.4), GraphCover(0.4, merge=True)]
 
@@ -118,3 +119,13 @@ def test_a_method_that_drops_leaves_features_alone():
     x = features(10, 3, 4)
     kept, means = GPrune(4).reduce(VisualTokens(x))
     assert torch.equal(means, x[kept])
+
+
+@pytest.mark.parametrize("pruner", [ToMe(0.3), AveragePooling(0.3)])
+def test_merging_some_at_a_time_changes_nothing(pruner, monkeypatch):
+    x = torch.randn(120, 9, generator=torch.Generator().manual_seed(4))
+    kept, means = pruner.reduce(VisualTokens(x, grid=(10, 12)))
+    monkeypatch.setattr(base, "ENTRIES", 1000)
+    some_kept, some_means = pruner.reduce(VisualTokens(x, grid=(10, 12)))
+    assert torch.equal(some_kept, kept)
+    assert torch.allclose(some_means, means, rtol=1e-6)

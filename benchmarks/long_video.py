@@ -1,0 +1,100 @@
+"""G-Prune's time and memory on long videos: python benchmarks/long_video.py
+
+Each row is a process of its own, whose peak memory is what the operating system counted, less what
+it had reached when the features were there.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from gprune import VisualTokens, make
+from gprune.evaluation.bench import machine
+
+# Tokens, and the weight of what all have in common (see `selection_times`): with 2 nearly every
+# pair has an edge, the graph does not fit in memory, and weights are computed anew at every step.
+CASES = ((4096, 0.0), (8192, 0.0), (16384, 0.0), (32768, 0.0), (8192, 2.0), (32768, 2.0))
+
+
+def features(n: int, d: int, shared: float) -> torch.Tensor:
+    """As `clustered` makes them, a few rows at a time."""
+    generator = torch.Generator().manual_seed(0)
+    centres = torch.randn(n // 20, d, generator=generator)
+    offset = shared * torch.randn(d, generator=generator)
+    result = torch.empty(n, d)
+    for rows in torch.split(result, 1024):
+        which = torch.randint(0, len(centres), (len(rows),), generator=generator)
+        torch.randn(rows.shape, generator=generator, out=rows)
+        rows.mul_(0.7).add_(centres[which]).add_(offset)
+    return result
+
+
+def one(method: str, n: int, d: int, shared: float) -> dict[str, Any]:
+    """Selects once in this process."""
+    import resource  # not on Windows
+
+    def peak() -> int:
+        return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+    pruner = make(method, keep=0.25)
+    pruner.select(VisualTokens(features(512, d, shared)))  # loads what is loaded once
+    tokens = VisualTokens(features(n, d, shared), grid=(n // 128, 128))
+    before, start = peak(), time.perf_counter()
+    pruner.select(tokens)
+    seconds = time.perf_counter() - start
+    return {
+        "method": method,
+        "n": n,
+        "d": d,
+        "shared": shared,
+        "seconds": seconds,
+        "bytes_beyond_input": peak() - before,
+        "bytes_of_input": tokens.features.nbytes,
+    }
+
+
+def main(
+    method: Annotated[str, typer.Option(help="See gprune methods.")] = "gprune",
+    width: Annotated[int, typer.Option(help="Width of the features.")] = 1024,
+    case: Annotated[str, typer.Option(help="Only this one, such as 8192,0, as JSON.")] = "",
+    out: Annotated[Path | None, typer.Option(help="Write the numbers as JSON.")] = None,
+) -> None:
+    """Time selection among very many tokens, once each."""
+    if case:
+        n, shared = case.split(",")
+        print(json.dumps(one(method, int(n), width, float(shared))))
+        return
+    start = time.perf_counter()
+    rows = []
+    for n, shared in track(CASES, "timing long videos", transient=True):
+        command = [sys.executable, __file__, "--method", method, "--width", str(width)]
+        command += ["--case", f"{n},{shared}"]
+        done = subprocess.run(command, check=True, capture_output=True, text=True)
+        rows.append(json.loads(done.stdout))
+    table = Table("tokens", "shared", "seconds", "GiB beyond the input", title=machine())
+    for row in rows:
+        beyond = row["bytes_beyond_input"] / 2**30
+        table.add_row(
+            *(str(row["n"]), str(row["shared"])), f"{row['seconds']:.2f}", f"{beyond:.2f}"
+        )
+    Console().print(table)
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        seconds = time.perf_counter() - start
+        result = {"machine": machine(), "seconds": seconds, "rows": rows}
+        out.write_text(json.dumps(result, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    typer.run(main)

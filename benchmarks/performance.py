@@ -1,0 +1,230 @@
+"""Writes docs/performance.md from benchmarks/results: python benchmarks/performance.py"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+RESULTS = Path(__file__).parent / "results"
+DOCS = Path("docs")
+IMAGES = DOCS / "images"
+
+Row = dict[str, Any]
+
+INTRODUCTION = """# What selection and prefill cost
+
+Written by `make performance` from the files in `benchmarks/results/`; the command that measured a
+table stands under it. What is compared was timed in turn in one run; ratios are medians of ratios
+of neighbouring runs, so they hold on a busy machine too, and milliseconds belong to the machine
+that is named. `make bench-check` measures some of them anew and fails where a ratio has got much
+worse.
+"""
+
+SELECTION = """## Selection
+
+`X @ X.T` is one product of the features with themselves, in their own dtype: the floor of a method
+that looks at every pair. The matrix-power form is the same method written the direct way (full
+float32 product, softmax over an n-by-n matrix, a power of that matrix); all keep the same tokens.
+
+- **screened**: a CPU with bfloat16 units (AVX512-BF16) computes the product in bfloat16 first,
+  whose error has a bound, and in float32 only where that cannot exclude an edge. The tokens kept
+  are those of float32, and are so on a machine without such units, which computes one triangle of
+  the float32 product (**unscreened**; slower, but the same).
+- **shared**: how much all tokens have in common. At 0 most pairs have no edge. At 2 nearly all
+  have one, so a screen would exclude nothing: a few rows tell, and it is left out.
+"""
+
+TRIED = """What was tried and left out, on a CPU with torch 2.13:
+
+- A product of bfloat16 features with a float32 result would be exact enough by itself, but
+  `torch.mm(..., out_dtype=)` is for CUDA alone, and oneDNN's `fp32_precision = "bf16"`, which gives
+  one, takes twice as long as a bfloat16 product.
+- Features split into two bfloat16 parts take three such products: no less than one triangle of the
+  float32 product.
+- An int8 screen (`torch._int_mm`) is twice as fast as one in bfloat16. Its bound is more than twice
+  as wide on well-behaved features, and excludes nothing where a few channels are much larger than
+  the rest, as they often are in language models.
+
+Not measured on a GPU: none was at hand. There the dense form runs, in few large launches, and there
+is no kernel of our own."""
+
+LONG = """## Long videos
+
+Past 8,192 tokens no method holds an n-by-n matrix. G-Prune keeps the tiles that can hold edges, at
+most 1.25 GiB of them, and computes the others anew at every step; DivPrune and GraphCover compute
+the rows that they read, DART its pivots' rows, ToMe blocks. Time grows as n². Frames are groups of
+their own by default, wherever a family tells where one ends, which is the way for videos longer
+than this: time then grows with their length.
+"""
+
+PREFILL = """## Prefill
+
+A LLaVA with random weights. **faster** is the language model's prefill without pruning over that
+with it, the time of the method itself taken off; **ideal** is what the machine's roofline gives,
+the larger of FLOPs over the rate of a large product and bytes of the weights over the rate at which
+they are read, both measured in the same run; **with method** leaves the method in; **first token**
+is from pixels to the first token, vision tower included. **text alone** is how much faster a prompt
+of as many tokens is that never had an image: what is between it and *faster* is the hook's.
+KV cache and peak memory (beyond weights and features) are measured, not computed.
+"""
+
+
+def load(name: str) -> dict[str, Any] | None:
+    """A file of results, or None where it has not been measured."""
+    path = RESULTS / f"{name}.json"
+    return json.loads(path.read_text()) if path.is_file() else None
+
+
+def table(header: str, rows: Iterable[Iterable[object]]) -> str:
+    """A Markdown table; ``header`` has its titles with commas between."""
+    titles = header.split(", ")
+    lines = [titles, ["---:"] * len(titles), *rows]
+    return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)
+
+
+def source(result: dict[str, Any], command: str) -> str:
+    return f"*{result['machine']}. `{command}`, {result['seconds']:.0f} seconds.*"
+
+
+def selection() -> list[str]:
+    result = load("selection")
+    if result is None:
+        return []
+    rows: list[Row] = result["rows"]
+    cells = []
+    for row in rows:
+        time = row["milliseconds"]
+        cells.append(
+            (
+                row["n"],
+                row["dtype"],
+                "yes" if row["screened"] else "no",
+                row["shared"],
+                *(f"{time[name]:.1f}" for name in ("gprune", "product", "matrix_power")),
+                f"{row['of_product']:.2f}",
+                f"{row['faster']:.1f}",
+            )
+        )
+    header = (
+        "tokens, dtype, screened, shared, gprune ms, `X @ X.T` ms, matrix power ms, "
+        "of `X @ X.T`, times faster"
+    )
+    figure, axes = plt.subplots(figsize=(6, 3.6), layout="constrained")
+    chosen = [row for row in rows if row["dtype"] == "float32" and row["shared"] == 0]
+    for name, label in (("matrix_power", "matrix-power form"), ("product", "X @ X.T")):
+        lines = [row for row in chosen if row["screened"]] or chosen
+        times = [row["milliseconds"][name] for row in lines]
+        axes.plot([row["n"] for row in lines], times, "o--", label=label)
+    for screened, label in ((False, "gprune, unscreened"), (True, "gprune, screened")):
+        lines = [row for row in chosen if row["screened"] is screened]
+        times = [row["milliseconds"]["gprune"] for row in lines]
+        axes.plot([row["n"] for row in lines], times, "o-", label=label)
+    axes.set(xlabel="tokens", ylabel="milliseconds", xscale="log", yscale="log")
+    numbers = sorted({row["n"] for row in rows})
+    axes.set_xticks(numbers, [str(n) for n in numbers])
+    axes.minorticks_off()
+    axes.legend()
+    figure.savefig(IMAGES / "performance_selection.png", dpi=80)
+    return [
+        SELECTION,
+        "![Time against the number of tokens](images/performance_selection.png)",
+        table(header, cells),
+        source(result, "python benchmarks/selection.py --out benchmarks/results/selection.json"),
+        TRIED,
+    ]
+
+
+def long_video() -> list[str]:
+    result = load("long_video")
+    if result is None:
+        return []
+    cells = [
+        (
+            *(row["n"], row["d"], row["shared"], f"{row['seconds']:.1f}"),
+            *(f"{row[f'bytes_{kind}'] / 2**30:.2f}" for kind in ("beyond_input", "of_input")),
+        )
+        for row in result["rows"]
+    ]
+    return [
+        LONG,
+        table("tokens, width, shared, seconds, GiB beyond the input, GiB of input", cells),
+        source(result, "python benchmarks/long_video.py --out benchmarks/results/long_video.json"),
+    ]
+
+
+def prefill() -> list[str]:
+    result = load("prefill")
+    if result is None:
+        return []
+    parts = [PREFILL]
+    for shape in result["shapes"]:
+        rows: list[Row] = shape["rows"]
+        cells = [
+            (
+                *(row["batch"], row["keep"], row["tokens"]),
+                *(f"{row[f'{name}_ms']:.0f}" for name in ("full", "pruned", "method", "vision")),
+                *(f"{row[name]:.2f}" for name in ("speedup", "ideal", "of_ideal")),
+                *(f"{row[name]:.2f}" for name in ("speedup_with_method", "speedup_without_hook")),
+                f"{row['first_speedup']:.2f}",
+                f"{row['kv_bytes'] / 1e6:.1f}",
+                "" if row["peak_bytes"] is None else f"{row['peak_bytes'] / 1e6:.0f}",
+            )
+            for row in rows
+        ]
+        name = f"performance_prefill_{shape['shape'].replace('.', '_')}.png"
+        bars(rows, IMAGES / name)
+        rate, read = shape["multiply_adds_per_second"], shape["bytes_per_second"]
+        parts += [
+            f"### {shape['shape']}, {shape['dtype']}, {shape['method']}",
+            f"![Where the time goes, by batch and keep](images/{name})",
+            table(
+                "batch, keep, tokens, full ms, pruned ms, method ms, vision ms, faster, ideal, "
+                "of ideal, with method, text alone, first token, KV MB, peak MB",
+                cells,
+            ),
+            f"Roofline: {2 * rate / 1e9:.0f} GFLOP/s, {read / 1e9:.1f} GB/s.",
+        ]
+    command = "python benchmarks/prefill.py --out benchmarks/results/prefill.json"
+    return [*parts, source(result, command)]
+
+
+def bars(rows: list[Row], path: Path) -> None:
+    """Vision tower, method and language model as parts of a bar, and the roofline beside."""
+    batches = sorted({row["batch"] for row in rows})
+    figure, all_axes = plt.subplots(
+        1, len(batches), figsize=(4 * len(batches), 3.4), layout="constrained", squeeze=False
+    )
+    for batch, axes in zip(batches, all_axes[0], strict=True):
+        chosen = [row for row in rows if row["batch"] == batch]
+        names = ["none", *(str(row["keep"]) for row in chosen)]
+        vision = [row["vision_ms"] for row in [chosen[0], *chosen]]
+        method = [0.0, *(row["method_ms"] for row in chosen)]
+        model = [chosen[0]["full_ms"], *(row["pruned_ms"] - row["method_ms"] for row in chosen)]
+        floor = [chosen[0]["ideal_ms"], *(row["ideal_ms"] for row in chosen)]
+        bottom = [0.0] * len(names)
+        for label, part in (("vision", vision), ("method", method), ("language model", model)):
+            axes.bar(names, part, bottom=bottom, label=label)
+            bottom = [a + b for a, b in zip(bottom, part, strict=True)]
+        where = [a + b + c for a, b, c in zip(vision, method, floor, strict=True)]
+        axes.plot(names, where, "k_", markersize=18, label="roofline")
+        axes.set(xlabel="keep", ylabel="milliseconds", title=f"batch {batch}")
+    all_axes[0][0].legend()
+    figure.savefig(path, dpi=80)
+
+
+def main() -> None:
+    IMAGES.mkdir(parents=True, exist_ok=True)
+    parts = [INTRODUCTION, *selection(), *long_video(), *prefill()]
+    text = "\n\n".join(part.strip() for part in parts) + "\n"
+    (DOCS / "performance.md").write_text(text)
+
+
+if __name__ == "__main__":
+    main()

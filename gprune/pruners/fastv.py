@@ -1,0 +1,42 @@
+"""FastV: after a few layers, keep what the last token looks at."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from gprune.pruners.decoder import DecoderPruner, check_layers
+
+
+@dataclass(frozen=True)
+class FastV(DecoderPruner):
+    """The visual tokens that the prompt's last token attends to most, from layer K on.
+
+    Chen, Zhao, Liu, Bai, Lin, Zhou, Chang: "An Image is Worth 1/2 Tokens After Layer 2:
+    Plug-and-Play Inference Acceleration for Large Vision-Language Models", ECCV 2024,
+    arXiv 2403.06764.
+
+    Layers 0 to K - 1 see every token. Layer K - 1's attention of the last token, the mean over its
+    heads, ranks the visual tokens; the highest stay for layers K and later, with their positions.
+
+    Attributes:
+        keep: share of the visual tokens from layer K on, 1 - R in the paper, or a count.
+        layer: K >= 1; 2 is the paper's setting.
+
+    Raises:
+        ValueError: ``layer`` is below 1; or, on a model, not below its number of layers.
+    """
+
+    layer: int = 2
+
+    name: ClassVar[str] = "fastv"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.layer < 1:
+            raise ValueError(
+                f"layer={self.layer} must be at least 1: the layer before it ranks the tokens"
+            )
+
+    def stages(self, depth: int) -> tuple[int, ...]:
+        return check_layers([self.layer], depth)

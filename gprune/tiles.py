@@ -1,0 +1,277 @@
+"""The similarity graph in tiles: only where there can be edges, and never n by n at once.
+
+Most pairs of tokens have no edge, and whether a pair has none can often be told in bfloat16, whose
+products a CPU with such units computes four times as fast as float32's. So every pair is screened
+in bfloat16 first, and only where the screen cannot exclude an edge is the product computed as
+`gprune.graph` computes it, in float32. Rounding to bfloat16 moves a cosine by less than a bound
+that holds for every input (`screen_error`), so no edge is missed, and an entry's value depends on
+its two tokens alone: the graph is the same with and without the screen, bit for bit.
+
+Tokens with the same neighbours are put into one tile, so that a tile is a small dense product.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gprune.graph import (
+    NEARLY_ONE,
+    TILE,
+    UnitRows,
+    _chunks,
+    check_iterations,
+    check_temperature,
+    check_threshold,
+    confirmed_copies,
+)
+
+# Rows of a tile: enough for a product to run at full speed, few enough to share neighbours.
+ROWS = 2 * TILE
+# Rows of a tile that has every token before them for columns.
+BAND = 256
+# Fewest tokens worth screening, and the rows of the lower triangle that are screened at a time.
+SCREENED = 128
+# Rows whose candidates are on hand at once: 4 kB of flags for each token of the graph.
+PANEL = 4096
+# Where the tiles of a screened panel hold more than this share of its triangle, plain blocks of
+# rows are as fast: they need no gathering.
+WORTHWHILE = 0.7
+# Tiles that hold more than this many weights in all (1.25 GiB) are computed anew at every step.
+STORED = 5 * 2**26
+
+
+def screen_error(d: int) -> float:
+    """How far the bfloat16 product of two unit vectors in d dimensions can lie from their cosine.
+
+    Rounding a vector moves it by at most 2⁻⁸ of its length, so the product of two by at most twice
+    that (and its square); sums of d products in float32 add d·2⁻²⁴, in the screen and in the
+    float32 product alike, doubled here to be safe. The rounding of the result to bfloat16 keeps
+    the order, so it needs no share when the bound that it is compared with is rounded too.
+    """
+    return 2**-7 + 2**-16 + d * 2**-22
+
+
+@dataclass(frozen=True, eq=False)
+class Tile:
+    """A block of the graph's lower triangle, the diagonal left out.
+
+    Attributes:
+        rows: tokens, int64 [r].
+        columns: tokens, ascending, int64 [c]; each row's neighbours before it are among them.
+        weights: `SimilarityGraph.weights` where column < row and 0 elsewhere, float32 [r, c]; None
+            where they are computed anew for every use.
+    """
+
+    rows: Tensor
+    columns: Tensor
+    weights: Tensor | None
+
+
+@dataclass(frozen=True, eq=False)
+class TiledGraph:
+    """The graph of `SimilarityGraph` for one group, without its n-by-n matrix.
+
+    Attributes:
+        unit: the tokens at unit norm.
+        threshold, temperature: see `SimilarityGraph.build`.
+        tiles: which hold every edge once, but for the self-loops.
+        degree, first_copy: see `SimilarityGraph`; int64 [n].
+        row_sums: sum of each token's weights, its self-loop's 1 included, float64 [n]; 1 where
+            there is no edge.
+    """
+
+    unit: UnitRows
+    threshold: float
+    temperature: float
+    tiles: Sequence[Tile]
+    degree: Tensor
+    row_sums: Tensor
+    first_copy: Tensor
+
+    @property
+    def norms(self) -> Tensor:
+        """L2 norm of each token's features, float64 [n]."""
+        return self.unit.norms
+
+    @classmethod
+    def build(cls, features: Tensor, threshold: float, temperature: float) -> TiledGraph:
+        """Builds the graph.
+
+        Args:
+            features: [n, d].
+            threshold: least cosine similarity of an edge, in [-1, 1].
+            temperature: of the row softmax, > 0.
+
+        Raises:
+            ValueError: threshold or temperature is out of range.
+        """
+        check_threshold(threshold)
+        check_temperature(temperature)
+        unit = UnitRows(features)
+        alive = unit.norms > 0
+        degree = alive.long()
+        sums = torch.ones_like(unit.norms)
+        nearest = torch.arange(len(features), device=features.device)
+        nearest = torch.where(alive, nearest, (~alive).to(torch.uint8).argmax())
+        tiles: list[Tile] = []
+        held = 0
+        for rows, columns in places(unit, threshold):
+            similarity = unit.similarity(rows, columns)
+            before = columns < rows.unsqueeze(1)
+            _note_copies(similarity, before, rows, columns, unit.norms, nearest)
+            edge = _edges(similarity, before, rows, columns, alive, threshold)
+            degree.index_add_(0, rows, edge.sum(1))
+            degree.index_add_(0, columns, edge.sum(0))
+            weights = _weights(similarity, edge, temperature)
+            wide = weights.double()
+            sums.index_add_(0, rows, wide.sum(1))
+            sums.index_add_(0, columns, wide.sum(0))
+            held += weights.numel()
+            tiles.append(Tile(rows, columns, weights if held <= STORED else None))
+        first_copy = confirmed_copies(features, nearest)
+        return cls(unit, threshold, temperature, tiles, degree, sums, first_copy)
+
+    def propagate(self, information: Tensor, iterations: int) -> Tensor:
+        """See `SimilarityGraph.propagate`.
+
+        Args:
+            information: what each token starts with, [n].
+            iterations: number of steps t, >= 0.
+
+        Returns:
+            float64 [n].
+
+        Raises:
+            ValueError: iterations is negative.
+        """
+        check_iterations(iterations)
+        current = information.double() * (self.degree > 0)
+        for _ in range(iterations):
+            share = current / self.row_sums
+            current = share.clone()  # along the self-loops, whose weight is 1
+            for tile in self.tiles:
+                weights = self._weights_of(tile).double()
+                current.index_add_(0, tile.columns, share[tile.rows] @ weights)
+                current.index_add_(0, tile.rows, weights @ share[tile.columns])
+        return current * (self.degree > 0)
+
+    def _weights_of(self, tile: Tile) -> Tensor:
+        if tile.weights is not None:
+            return tile.weights
+        similarity = self.unit.similarity(tile.rows, tile.columns)
+        before = tile.columns < tile.rows.unsqueeze(1)
+        alive = self.degree > 0
+        edge = _edges(similarity, before, tile.rows, tile.columns, alive, self.threshold)
+        return _weights(similarity, edge, self.temperature)
+
+
+def _edges(
+    similarity: Tensor,
+    before: Tensor,
+    rows: Tensor,
+    columns: Tensor,
+    alive: Tensor,
+    threshold: float,
+) -> Tensor:
+    """Which pairs of a tile have an edge, bool [r, c]; overwrites ``before``."""
+    edge = before.logical_and_(similarity >= threshold)
+    if threshold <= 0:  # which a token of zero norm would reach
+        edge &= alive[columns] & alive[rows].unsqueeze(1)
+    return edge
+
+
+def _weights(similarity: Tensor, edge: Tensor, temperature: float) -> Tensor:
+    """Weights [r, c] from similarities, which they overwrite."""
+    return similarity.sub_(1).div_(temperature).exp_().mul_(edge)
+
+
+def _note_copies(
+    similarity: Tensor, before: Tensor, rows: Tensor, columns: Tensor, norms: Tensor, out: Tensor
+) -> None:
+    """Writes to ``out[rows]`` the first token before each that looks like a copy of it."""
+    alike = (similarity >= NEARLY_ONE) & before
+    if alike.device.type == "cpu" and not bool(alike.any()):
+        return  # the usual case; asking an accelerator would stall it
+    alike &= norms[columns] == norms[rows].unsqueeze(1)
+    first = columns[alike.to(torch.uint8).argmax(1)]  # the first of equal maxima
+    out[rows] = torch.where(alike.any(1), first, out[rows])
+
+
+def places(unit: UnitRows, threshold: float) -> Iterator[tuple[Tensor, Tensor]]:
+    """Where edges can be: rows and columns of tiles that hold the lower triangle's edges once.
+
+    Yields:
+        tokens, int64 [r], and the tokens before them that they can have edges with, ascending,
+        int64 [c].
+    """
+    n, d = unit.features.shape
+    cutoff = threshold - screen_error(d)
+    half = _half(unit) if n >= SCREENED and has_bfloat16(unit.features.device) else None
+    if half is not None:
+        # A few rows tell whether a screen would exclude much.
+        sample = half[:: max(1, n // TILE)]
+        if float(_candidates(sample, half, cutoff).float().mean()) > WORTHWHILE / 2:
+            half = None
+    for start in range(0, n, PANEL):
+        stop = min(start + PANEL, n)
+        blocks = list(_blocks(start, stop, unit.features.device))
+        tiles = blocks if half is None else _gathered(half, start, stop, cutoff)
+        most = WORTHWHILE * _entries(blocks)
+        yield from tiles if _entries(tiles) < most else blocks
+
+
+def has_bfloat16(device: torch.device) -> bool:
+    """Whether the device is a CPU with units for bfloat16 products."""
+    backends: Any = torch.backends
+    on_cpu = device.type == "cpu" and backends.mkldnn.is_available()
+    return on_cpu and torch.cpu._is_avx512_bf16_supported()
+
+
+def _half(unit: UnitRows) -> Tensor:
+    """The unit rows in bfloat16, [n, d]."""
+    half = torch.empty_like(unit.features, dtype=torch.bfloat16)
+    for rows in _chunks(unit.features):
+        half[rows] = unit[rows]
+    return half
+
+
+def _candidates(left: Tensor, right: Tensor, cutoff: float) -> Tensor:
+    """Which pairs the screen cannot exclude, bool [r, c]."""
+    screen = left.new_empty(len(left), len(right))
+    torch.mm(left, right.mT, out=screen)  # into a tensor, which autocast leaves be
+    return screen >= torch.tensor(cutoff).to(left.dtype)
+
+
+def _blocks(start: int, stop: int, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
+    """Every pair of rows from ``start`` to ``stop`` with the tokens before them."""
+    every = torch.arange(stop, device=device)
+    for top in range(start, stop, BAND):
+        bottom = min(top + BAND, stop)
+        yield every[top:bottom], every[:bottom]
+
+
+def _entries(tiles: Sequence[tuple[Tensor, Tensor]]) -> int:
+    return sum(len(rows) * len(columns) for rows, columns in tiles)
+
+
+def _gathered(half: Tensor, start: int, stop: int, cutoff: float) -> list[tuple[Tensor, Tensor]]:
+    """Tiles of the candidates among rows ``start`` to ``stop`` of the lower triangle."""
+    flags = torch.zeros(stop - start, stop, dtype=torch.bool)
+    for top in range(start, stop, SCREENED):
+        bottom = min(top + SCREENED, stop)
+        flags[top - start : bottom - start, :bottom] = _candidates(
+            half[top:bottom], half[:bottom], cutoff
+        )
+    flags.tril_(start - 1)
+    found, first = flags.view(torch.uint8).max(1)
+    rows = found.nonzero().squeeze(1)
+    # Tokens whose first neighbour is the same have most neighbours in common.
+    rows = rows[first[rows].argsort(stable=True)]
+    return [
+        (part + start, flags[part].any(0).nonzero().squeeze(1)) for part in torch.split(rows, ROWS)
+    ]

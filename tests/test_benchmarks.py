@@ -1,0 +1,113 @@
+"""The scripts in benchmarks/ on tiny sizes: what they measure and write, not how long it takes."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+
+
+@pytest.fixture
+def script(monkeypatch):
+    """Imports a script by name, as scripts beside it do."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    return importlib.import_module
+
+
+@pytest.fixture
+def small_prefill(script):
+    module = script("prefill")
+    text = module.language(32, 48, 2, 4, 2)
+    vision = {
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        **module.IMAGE,
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(module.SHAPES, "cpu", (text, vision, 2))
+        yield module
+
+
+def test_prefill(small_prefill):
+    cpu, dtype = torch.device("cpu"), torch.float32
+    result = small_prefill.measure("cpu", [1, 2], "uniform_grid", 1, cpu, dtype)
+    rows = result["rows"]
+    assert [(row["batch"], row["keep"]) for row in rows] == [
+        (batch, keep) for batch in (1, 2) for keep in small_prefill.KEEPS
+    ]
+    for row in rows:
+        kept = {1.0: 576, 0.5: 288, 0.36: 207, 0.25: 144, 0.1: 57}[row["keep"]]
+        assert row["tokens"] == 2 * kept + 64
+        # What is measured is what two layers of two heads of eight channels hold: keys and values.
+        assert row["kv_bytes"] == row["batch"] * row["tokens"] * 2 * 2 * 2 * 8 * 4
+        assert row["of_ideal"] == pytest.approx(row["speedup"] / row["ideal"])
+    assert rows[0]["ideal"] == 1
+    ideals = [row["ideal"] for row in rows[:5]]
+    assert ideals == sorted(ideals)
+
+
+def test_roofline_is_the_larger_of_computing_and_reading(script):
+    prefill = script("prefill")
+    shape = prefill.LanguageModelShape(8, 16, 1, heads=2)
+    once = prefill.exact(shape, 10)
+    assert prefill.roofline_ms(shape, 10, 3, rate=1000, read=1e9, width=2) == 3 * once
+    weights = prefill.exact(shape, 1) * 2
+    assert prefill.roofline_ms(shape, 10, 3, rate=1e12, read=1000, width=2) == weights
+
+
+def test_selection(script):
+    selection = script("selection")
+    for case in selection.cases():
+        row = selection.measure(150, 32, case, 1)
+        assert (row["dtype"], row["screened"], row["shared"]) == case
+        assert row["of_product"] > 0
+        assert set(row["milliseconds"]) == {"gprune", "product", "matrix_power"}
+
+
+def test_long_video(script):
+    row = script("long_video").one("gprune", 1280, 16, 0.0)
+    assert row["seconds"] > 0
+    assert row["bytes_of_input"] == 1280 * 16 * 4
+
+
+def test_performance_page_is_what_the_results_say(script, tmp_path, monkeypatch):
+    performance = script("performance")
+    monkeypatch.setattr(performance, "DOCS", tmp_path)
+    monkeypatch.setattr(performance, "IMAGES", tmp_path / "images")
+    performance.main()
+    written = (tmp_path / "performance.md").read_text()
+    assert written == (BENCHMARKS.parent / "docs" / "performance.md").read_text()
+    drawn = {path.name for path in (tmp_path / "images").iterdir()}
+    assert all(f"images/{name}" in written for name in drawn)
+    assert len(drawn) >= 2
+
+
+def test_check_fails_on_a_worse_ratio_alone(script, monkeypatch, capsys):
+    check = script("check")
+    monkeypatch.setattr(check, "selections", lambda repeats: [("one", 1.0, 1.2)])
+    monkeypatch.setattr(check, "prefills", lambda repeats: [("two", 2.0, 1.0)])
+    check.main()
+    monkeypatch.setattr(check, "prefills", lambda repeats: [("two", 1.0, 1.5)])
+    with pytest.raises(SystemExit, match="1 ratios are more than 35% worse"):
+        check.main()
+    assert "worse" in capsys.readouterr().out
+
+
+def test_check_reads_the_committed_results(script, small_prefill, monkeypatch):
+    check = script("check")
+    selection = check.selection
+    monkeypatch.setattr(
+        selection, "measure", lambda n, d, case, repeats: {"of_product": 1.0, "n": n}
+    )
+    labels = [label for label, *_ in check.selections(1)]
+    assert len(labels) == len(selection.cases()) * len(check.SIZES)
+    committed = json.loads((BENCHMARKS / "results" / "prefill.json").read_text())
+    assert [shape["shape"] for shape in committed["shapes"]] == ["cpu"]
+    assert len(check.prefills(1)) == len(check.KEEPS)
