@@ -287,14 +287,16 @@ def methods(as_json: JsonOption = False) -> None:
     for name, kind in METHODS.items():
         fields = [field for field in dataclasses.fields(kind) if field.name != "keep"]
         summary = (inspect.getdoc(kind) or "").splitlines()[0]
-        listed.append((name, summary, {field.name: field.default for field in fields}))
+        options = {field.name: field.default for field in fields}
+        listed.append((name, summary, list(kind.signals), options))
     if as_json:
-        keys = ("name", "summary", "options")
+        keys = ("name", "summary", "signals", "options")
         print_json({"methods": [dict(zip(keys, row, strict=True)) for row in listed]})
         return
-    table = Table("method", "what it does", "options")
-    for name, summary, values in listed:
-        table.add_row(name, summary, ", ".join(f"{key}={value}" for key, value in values.items()))
+    table = Table("method", "what it does", "reads beside features", "options")
+    for name, summary, signals, values in listed:
+        written = ", ".join(f"{key}={value}" for key, value in values.items())
+        table.add_row(name, summary, ", ".join(signals), written)
     out_console.print(table)
 
 
@@ -417,10 +419,10 @@ def bench(
             numbers = [int(size) for size in sizes.split(",")]
         except ValueError:
             raise ValueError(f"sizes={sizes!r} must be whole numbers with commas between") from None
-        with error_console.status("timing selection"):
-            selection = [selection_times(n, width, repeats=repeats, device=place) for n in numbers]
         with error_console.status("timing prefill"):
             prefill = prefill_rows(method=name, repeats=repeats, device=place, dtype=kind)
+        with error_console.status("timing selection"):
+            selection = [selection_times(n, width, repeats=repeats, device=place) for n in numbers]
     if as_json:
         print_json(
             {

@@ -12,6 +12,19 @@ from torch import Tensor
 from gprune.budget import KINDS
 from gprune.checks import require_finite
 
+# What methods can read beside the features: the field that holds it, and what it is.
+SIGNALS = {
+    "cls_attention": ("attention", "the attention of the vision encoder's CLS token"),
+    "attention": ("attention", "the attention that tokens receive in the vision encoder"),
+    "mean_attention": ("attention", "the mean attention that tokens receive in the vision encoder"),
+    "object_attention": ("object_attention", "the attention in a middle layer of the encoder"),
+    "keys": ("keys", "the keys of the vision encoder's attention"),
+    "text": ("text", "embeddings of the question"),
+}
+
+# Signals with one row for each token.
+PER_TOKEN = ("attention", "object_attention", "keys", "aligned")
+
 
 @dataclass(frozen=True, eq=False)
 class VisualTokens:
@@ -22,8 +35,12 @@ class VisualTokens:
             [n, d], floating point.
         grid: (rows, columns) when the tokens form a raster, rows first.
         positions: where each token lies, [n, 2]; derived from ``grid`` by `coordinates`.
-        attention: attention that each token received in the vision encoder, [n].
-        text: embeddings of the question, [m, d].
+        attention: attention that each token received in the vision encoder, averaged over heads:
+            from its CLS token, or the mean over all of its tokens, [n].
+        object_attention: the mean that each token received in a middle layer of it, [n].
+        keys: of the tokens in that encoder's attention, [n, c].
+        text: embeddings of the question, [m, e].
+        aligned: the tokens in the space of ``text``, [n, e]; where absent, ``features`` are.
         protected: bool [n]; true for tokens that are always kept. They are no candidates: a pruner
             neither ranks them nor counts them against its budget.
         kind: ``image``, ``thumbnail``, ``canvas`` (of tiles), ``tile`` or ``frame``; budgets can
@@ -42,6 +59,9 @@ class VisualTokens:
     text: Tensor | None = None
     protected: Tensor | None = None
     kind: str = "image"
+    object_attention: Tensor | None = None
+    keys: Tensor | None = None
+    aligned: Tensor | None = None
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
@@ -64,14 +84,20 @@ class VisualTokens:
             self._require_grid(self.grid, n)
         self._require_shape("positions", self.positions, [n, 2])
         self._require_shape("attention", self.attention, [n])
+        self._require_shape("object_attention", self.object_attention, [n])
         self._require_shape("protected", self.protected, [n])
         if self.protected is not None and self.protected.dtype != torch.bool:
             raise ValueError(f"protected must be a bool tensor, got {self.protected.dtype}")
+        for name in ("keys", "aligned"):
+            self._require_rows(name, getattr(self, name), n)
+        width = d if self.aligned is None else self.aligned.shape[1]
         if self.text is None:
             return
         self._require_tensor("text", self.text)
-        if self.text.ndim != 2 or self.text.shape[1] != d:
-            raise ValueError(f"text must have shape [m, {d}], got shape {list(self.text.shape)}")
+        if self.text.ndim != 2 or self.text.shape[1] != width or self.text.shape[0] < 1:
+            raise ValueError(
+                f"text must have shape [m, {width}] with m >= 1, got shape {list(self.text.shape)}"
+            )
 
     @staticmethod
     def _require_grid(grid: tuple[int, int], n: int) -> None:
@@ -90,6 +116,14 @@ class VisualTokens:
             raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")
 
     @classmethod
+    def _require_rows(cls, name: str, value: Tensor | None, n: int) -> None:
+        if value is None:
+            return
+        cls._require_tensor(name, value)
+        if value.ndim != 2 or value.shape[0] != n or value.shape[1] < 1:
+            raise ValueError(f"{name} must have shape [{n}, e], got shape {list(value.shape)}")
+
+    @classmethod
     def _require_shape(cls, name: str, value: Tensor | None, shape: list[int]) -> None:
         if value is None:
             return
@@ -106,7 +140,7 @@ class VisualTokens:
         Raises:
             ValueError: NaN or infinite values.
         """
-        for name in ("features", "positions", "attention", "text"):
+        for name in ("features", "positions", "text", *PER_TOKEN):
             values = getattr(self, name)
             if values is not None and values.is_floating_point():
                 require_finite(values, name)
@@ -122,10 +156,17 @@ class VisualTokens:
             self.features[rows],
             grid=grid,
             positions=pick(positions),
-            attention=pick(self.attention),
             text=self.text,
             kind=self.kind,
+            attention=pick(self.attention),
+            object_attention=pick(self.object_attention),
+            keys=pick(self.keys),
+            aligned=pick(self.aligned),
         )
+
+    def in_text_space(self) -> Tensor:
+        """The tokens where they can be compared with ``text``, [n, e]."""
+        return self.features if self.aligned is None else self.aligned
 
     def coordinates(self) -> Tensor:
         """Positions [n, 2] as (row, column): those given, else those of the grid.

@@ -308,6 +308,17 @@ def test_methods():
     assert [row["name"] for row in listed] == gprune.methods()
     assert listed[0]["options"] == {"threshold": 0.5, "temperature": 0.03, "iterations": 5}
     assert "uniform_grid" in call("methods").stdout
+    reads = {row["name"]: row["signals"] for row in listed}
+    assert reads["gprune"] == []
+    assert reads["visionzip"] == ["attention", "keys"]
+
+
+def test_every_method_with_signals_is_documented():
+    page = (Path(__file__).parents[1] / "docs" / "methods" / "peers.md").read_text()
+    for row in as_json("methods")["methods"]:
+        if row["signals"]:
+            wanted = f"| `{row['name']}` | {', '.join(row['signals'])} |"
+            assert wanted in page
 
 
 def test_bench(monkeypatch):
@@ -330,6 +341,11 @@ def test_bench(monkeypatch):
     bad = call("bench", "--sizes", "many")
     assert bad.exit_code == 2
     assert "sizes='many'" in bad.stderr
+    blind = call("bench", *options, "--method", "visionzip")
+    assert blind.exit_code == 2
+    assert "reads attention and keys of a vision encoder" in blind.stderr
+    text = as_json("bench", *options, "--method", "trim")
+    assert text["method"] == "trim"
 
 
 def test_doctor():

@@ -118,7 +118,14 @@ def selection_times(
     features += shared * torch.randn(d, generator=torch.Generator().manual_seed(1))
     features = features.to(place, dtype)
     side = int(n**0.5)
-    tokens = VisualTokens(features, grid=(side, n // side) if side * (n // side) == n else None)
+    tokens = VisualTokens(
+        features,
+        grid=(side, n // side) if side * (n // side) == n else None,
+        attention=features[:, 0].softmax(0),
+        object_attention=features[:, -1].softmax(0),
+        keys=features,
+        text=features[:TEXT_TOKENS],
+    )
     pruner = GPrune(0.36)
     if not torch.equal(matrix_power_form(features, pruner), pruner.select(tokens)):
         raise RuntimeError(f"the two forms of G-Prune select different tokens at n = {n}")
@@ -202,7 +209,16 @@ def prefill_rows(
     The pruned time includes selection and everything the hook does; ``method_ms`` is the selection
     alone, None where it happens elsewhere. ``ideal`` is the ratio of the multiply-adds (convention
     ``exact``), which a machine reaches whose speed does not depend on the length of the prompt.
+
+    Raises:
+        ValueError: the method reads the vision encoder, which is not run.
     """
+    reads = [signal for signal in make(method, keep=1.0).signals if signal != "text"]
+    if reads:
+        raise ValueError(
+            f"method={method!r} reads {' and '.join(reads)} of a vision encoder, which the prefill "
+            "benchmark does not run; take a method of features or text alone"
+        )
     from transformers.modeling_outputs import BaseModelOutputWithPooling
 
     place = device or torch.device("cpu")
@@ -223,7 +239,7 @@ def prefill_rows(
         )
 
     shape = LanguageModelShape.from_config(model.config)
-    tokens = VisualTokens(features, grid=(SIDE, SIDE))
+    tokens = VisualTokens(features, grid=(SIDE, SIDE), text=features[:TEXT_TOKENS])
     rows = []
     for keep in keeps:
         pruner = make(method, keep=keep)

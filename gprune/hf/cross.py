@@ -21,8 +21,10 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import Cache, PreTrainedModel
 
+from gprune.errors import UnsupportedModelError
 from gprune.hf.cache import TranslatedCache, mixed
-from gprune.hf.hook import KeptGroup, PrunedModel, find_cache, replaced
+from gprune.hf.hook import KeptGroup, PrunedModel, find_cache
+from gprune.hf.signals import replaced
 
 
 class CrossPrunedCache(TranslatedCache):
@@ -88,6 +90,12 @@ class CrossPrunedModel(PrunedModel):
 
     def __init__(self, model: PreTrainedModel, *args: Any) -> None:
         super().__init__(model, *args)
+        if self.pruner.signals:
+            raise UnsupportedModelError(
+                f"{type(model).__name__} attends to its images across, where "
+                f"{' and '.join(self.pruner.signals)} for {self.pruner.name} cannot be had yet; "
+                "take a method that needs features alone, such as graph_cover"
+            )
         self._kept: list[list[KeptGroup]] = []
         self._tiles = model.config.vision_config.max_num_tiles
         self._layer = min(model.config.text_config.cross_attention_layers)
@@ -228,7 +236,7 @@ class CrossPrunedModel(PrunedModel):
                 own = [tile for tile, flag in enumerate(flags) if flag]
                 if not own:
                     continue
-                choice = self._choose_image("image", whole[number, own].flatten(0, 1), None)
+                choice = self._choose_image("image", whole[number, own].flatten(0, 1), None, {})
                 features.append(choice.features)
                 columns.append(place[number, own].flatten()[choice.rows])
                 groups += [KeptGroup(*group, number) for group in choice.groups]

@@ -33,8 +33,8 @@ from gprune.hf.hook import (
     Selection,
     aligned_right,
     find_cache,
-    replaced,
 )
+from gprune.hf.signals import replaced
 from gprune.pruners.base import merged
 from gprune.pruners.decoder import DecoderPruner, DecoderTokens
 

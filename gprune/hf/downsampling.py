@@ -22,7 +22,8 @@ from transformers import PreTrainedModel
 from gprune import checks
 from gprune.errors import UnsupportedModelError
 from gprune.hf.families import SquareTiles, has_pixtral, patches_a_side
-from gprune.hf.hook import ImageChoice, Plan, PrunedModel, Selection, replaced
+from gprune.hf.hook import ImageChoice, Plan, PrunedModel, Selection
+from gprune.hf.signals import replaced
 from gprune.pruners.baselines import spread
 from gprune.pruners.downsampling import Downsampling
 
@@ -107,7 +108,11 @@ class DownsampledModel(PrunedModel):
         return self._at_full_length(output, rasters)
 
     def _choose_image(
-        self, modality: str, features: Tensor, grid: tuple[int, int, int] | None
+        self,
+        modality: str,
+        features: Tensor,
+        grid: tuple[int, int, int] | None,
+        signals: dict[str, Tensor],
     ) -> ImageChoice:
         if modality != "image":
             raise ValueError(

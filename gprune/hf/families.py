@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from gprune.checks import require
@@ -100,6 +101,41 @@ class Family:
         """The projected features of each image in the order of the prompt, each [n, d]."""
         return list(output.pooler_output)
 
+    def tower(self, model: Any) -> Any:
+        """The vision encoder."""
+        base = model.base_model
+        names = ("vision_tower", "visual", "vision_model")
+        return next(getattr(base, name) for name in names if hasattr(base, name))
+
+    def per_token(
+        self,
+        model: Any,
+        modality: str,
+        patches: Tensor,
+        call: dict[str, Any],
+        lengths: Sequence[int],
+    ) -> list[Tensor]:
+        """What the encoder knows of patches, for the tokens that the model makes of them.
+
+        Args:
+            model: the model.
+            modality: ``image`` or ``video``.
+            patches: values of every patch (and CLS token) as the encoder sees them,
+                [b, patches, c]; several patches of one token are averaged.
+            call: the arguments of the encoding method.
+            lengths: tokens of each image.
+
+        Returns:
+            for each image values [n, c]; those of tokens in no group mean nothing.
+
+        Raises:
+            UnsupportedModelError: how the family makes tokens of patches has not been proven.
+        """
+        raise UnsupportedModelError(
+            f"{self.title} makes tokens of patches in a way that attention cannot be traced "
+            "through yet; take a method that needs features alone, such as graph_cover"
+        )
+
     def grids(
         self, model: Any, positions: Tensor, placeholder: Tensor, lengths: Sequence[int]
     ) -> list[tuple[int, int, int] | None]:
@@ -169,6 +205,22 @@ class SquareTiles(Family):
             )
         rows = torch.arange(others, len(features), device=features.device)
         return [Group(rows, (side, side), self.kind)]
+
+    def per_token(
+        self,
+        model: Any,
+        modality: str,
+        patches: Tensor,
+        call: dict[str, Any],
+        lengths: Sequence[int],
+    ) -> list[Tensor]:
+        config = model.config
+        patches = selected(self.tower(model), config, patches)
+        others, side = self.others(config), self.side(config)
+        merge = patches_a_side(config) // side
+        sizes = (len(patches), side, merge, side, merge, patches.shape[-1])
+        raster = patches[:, others:].reshape(sizes).mean((2, 4))
+        return list(torch.cat([patches[:, :others], raster.flatten(1, 2)], 1))
 
 
 class Llava(SquareTiles):
@@ -286,6 +338,36 @@ class LlavaNext(Family):
             groups.append(Group(raster.flatten(), (len(ends), width - 1), "canvas"))
         return groups
 
+    def per_token(
+        self,
+        model: Any,
+        modality: str,
+        patches: Tensor,
+        call: dict[str, Any],
+        lengths: Sequence[int],
+    ) -> list[Tensor]:
+        patches = selected(self.tower(model), model.config, patches)
+        packed, _ = model.base_model.pack_image_features(
+            torch.split(patches, self.tiles(model.config, call)),
+            call["image_sizes"],
+            image_newline=patches.new_zeros(patches.shape[-1]),
+            **self.packing(model.config, call),
+        )
+        return list(packed)
+
+    def tiles(self, config: Any, call: dict[str, Any]) -> list[int]:
+        """Tiles of each image, the thumbnail among them."""
+        from transformers.models.llava_next.modeling_llava_next import image_size_to_num_patches
+
+        return [
+            image_size_to_num_patches(size, config.image_grid_pinpoints, tile_size(config))
+            for size in call["image_sizes"]
+        ]
+
+    def packing(self, config: Any, call: dict[str, Any]) -> dict[str, Any]:
+        """What else the model's packing of tiles takes."""
+        return {"vision_feature_select_strategy": None}  # it decides on a warning alone
+
 
 class LlavaOnevision(LlavaNext):
     """LLaVA-OneVision: images as in LLaVA-NeXT; of a video every frame is a group.
@@ -300,6 +382,35 @@ class LlavaOnevision(LlavaNext):
             return super().groups(model, modality, features, grid)
         side = math.ceil(patches_a_side(model.config) / 2)  # frames are pooled two by two
         return frames(features, side, newlines=1)
+
+    def tiles(self, config: Any, call: dict[str, Any]) -> list[int]:
+        whole = super().tiles(config, call)
+        numbers = call.get("batch_num_images")
+        if numbers is None:
+            return whole
+        # Only an image alone in its prompt is cut into tiles.
+        alone = [int(number) == 1 for number in numbers for _ in range(int(number))]
+        return [count if cut else 1 for count, cut in zip(whole, alone, strict=True)]
+
+    def packing(self, config: Any, call: dict[str, Any]) -> dict[str, Any]:
+        return {
+            "vision_aspect_ratio": call.get("vision_aspect_ratio") or config.vision_aspect_ratio
+        }
+
+    def per_token(
+        self,
+        model: Any,
+        modality: str,
+        patches: Tensor,
+        call: dict[str, Any],
+        lengths: Sequence[int],
+    ) -> list[Tensor]:
+        if modality == "image":
+            return super().per_token(model, modality, patches, call, lengths)
+        patches = selected(self.tower(model), model.config, patches)
+        pooled = model.base_model.apply_pooling(patches)
+        videos = pooled.reshape(len(call["pixel_values_videos"]), -1, pooled.shape[-1])
+        return list(F.pad(videos, (0, 0, 0, 1)))  # the newline
 
 
 class LlavaNextVideo(LlavaNext):
@@ -323,6 +434,22 @@ class LlavaNextVideo(LlavaNext):
             return super().groups(model, modality, features, grid)
         side = patches_a_side(model.config) // int(model.config.spatial_pool_stride)
         return frames(features, side, newlines=0)
+
+    def per_token(
+        self,
+        model: Any,
+        modality: str,
+        patches: Tensor,
+        call: dict[str, Any],
+        lengths: Sequence[int],
+    ) -> list[Tensor]:
+        if modality == "image":
+            return super().per_token(model, modality, patches, call, lengths)
+        patches = selected(self.tower(model), model.config, patches)
+        side = patches_a_side(model.config)
+        raster = patches.view(len(patches), side, side, -1).permute(0, 3, 1, 2)
+        pooled = F.avg_pool2d(raster, int(model.config.spatial_pool_stride)).flatten(2).mT
+        return list(pooled.reshape(len(call["pixel_values_videos"]), -1, pooled.shape[-1]))
 
 
 class QwenVL(Family):
@@ -370,6 +497,26 @@ class QwenVL(Family):
         kind = "image" if modality == "image" else "frame"
         return [Group(part, grid[1:], kind) for part in torch.split(rows, grid[1] * grid[2])]
 
+    def per_token(
+        self,
+        model: Any,
+        modality: str,
+        patches: Tensor,
+        call: dict[str, Any],
+        lengths: Sequence[int],
+    ) -> list[Tensor]:
+        # The patches of a token follow each other.
+        unit = model.config.vision_config.spatial_merge_size**2
+        tokens = patches[0].view(-1, unit, patches.shape[-1]).mean(1)
+        order = self.encoder_order(model.config, call[f"{modality}_grid_thw"])
+        if order is not None:
+            tokens = tokens[order.to(tokens.device).argsort()]
+        return list(torch.split(tokens, list(lengths)))
+
+    def encoder_order(self, config: Any, grid: Tensor) -> Tensor | None:
+        """Which token each one in the encoder is, int64 [n]; None where their order is the same."""
+        return None
+
     def default_positions(self, model: Any, call: dict[str, Any], past: int) -> Tensor:
         ids, cache = call["input_ids"], call.get("past_key_values")
         b, length = ids.shape
@@ -398,6 +545,17 @@ class QwenVL(Family):
         if past and deltas is not None:
             text = text + deltas.to(text).repeat_interleave(b // len(deltas), 0)
         return text.expand(3, -1, -1)
+
+
+class Qwen25VL(QwenVL):
+    """Qwen2.5-VL: as Qwen2-VL; its encoder sorts tokens by the windows that most layers see."""
+
+    def encoder_order(self, config: Any, grid: Tensor) -> Tensor | None:
+        from transformers.vision_utils import get_vision_window_index
+
+        vision = config.vision_config
+        sizes = (vision.spatial_merge_size, vision.window_size, vision.patch_size)
+        return get_vision_window_index(grid, *sizes)[0]
 
 
 class Qwen3VL(QwenVL):
@@ -502,12 +660,29 @@ def raster_of_runs(
     return found
 
 
+def has_cls(tower: Any) -> bool:
+    """Whether the first token of a vision encoder is a CLS token."""
+    embeddings = getattr(tower, "embeddings", None)
+    return hasattr(embeddings, "class_embedding") or hasattr(embeddings, "cls_token")
+
+
+def selected(tower: Any, config: Any, patches: Tensor) -> Tensor:
+    """Values [b, patches, c] without those of the CLS token, where the model drops it."""
+    strategy = getattr(config, "vision_feature_select_strategy", None)
+    drops = has_cls(tower) if strategy is None else strategy == "default"
+    return patches[:, 1:] if drops else patches
+
+
+def tile_size(config: Any) -> int:
+    """Pixels along one side of the square that the vision tower sees."""
+    size = config.vision_config.image_size
+    return size if isinstance(size, int) else size[0]
+
+
 def patches_a_side(config: Any) -> int:
     """Patches along one side of the square that the vision tower sees."""
-    vision = config.vision_config
-    sizes = (vision.image_size, vision.patch_size)
-    image, patch = (size if isinstance(size, int) else size[0] for size in sizes)
-    return image // patch
+    patch = config.vision_config.patch_size
+    return tile_size(config) // (patch if isinstance(patch, int) else patch[0])
 
 
 BOTH = ("image", "video")
@@ -525,7 +700,7 @@ FAMILIES: tuple[Family, ...] = (
         modalities=BOTH,
     ),
     QwenVL("qwen2_vl", ("Qwen2VLForConditionalGeneration",), "Qwen2-VL", FRAMES, modalities=BOTH),
-    QwenVL(
+    Qwen25VL(
         "qwen2_5_vl", ("Qwen2_5_VLForConditionalGeneration",), "Qwen2.5-VL", FRAMES, modalities=BOTH
     ),
     Qwen3VL("qwen3_vl", ("Qwen3VLForConditionalGeneration",), "Qwen3-VL", FRAMES, modalities=BOTH),

@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import inspect
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -24,6 +24,7 @@ from gprune import checks
 from gprune.errors import UnsupportedModelError
 from gprune.hf.cache import PrunedCache, mark_pruned
 from gprune.hf.families import PIXELS, Family, family_of
+from gprune.hf.signals import VisionSignals, replaced
 from gprune.hf.versions import require_tested_transformers
 from gprune.pruners.base import Pruner, merged
 from gprune.pruners.decoder import DecoderPruner
@@ -120,17 +121,13 @@ class Selection:
 
     def by_row(self) -> list[list[KeptGroup]]:
         """The groups dealt out to the rows of the batch whose placeholders they fill."""
-        image = iter(zip(self.lengths, self.images, strict=True))
-        rows: list[list[KeptGroup]] = []
-        for places in self.placeholder.sum(1).tolist():
-            row: list[KeptGroup] = []
-            number = 0
-            while places > 0:
-                length, chosen = next(image)
-                row += [KeptGroup(*group, number, self.modality) for group in chosen.groups]
-                places -= length
-                number += 1
-            rows.append(row)
+        rows: list[list[KeptGroup]] = [[] for _ in self.placeholder]
+        numbers = [0] * len(rows)
+        owners = rows_of(self.placeholder, self.lengths)
+        for row, chosen in zip(owners, self.images, strict=True):
+            groups = chosen.groups
+            rows[row] += [KeptGroup(*group, numbers[row], self.modality) for group in groups]
+            numbers[row] += 1
         return rows
 
 
@@ -186,6 +183,12 @@ class PrunedModel:
         self.family: Family = family_of(model)
         self.kept_mask: Tensor | None = None
         self._selections: list[Selection] = []
+        self._tower: Any = getattr(pruner, "text_tower", None)
+        signals = (*pruner.signals, "vision") if self._tower is not None else pruner.signals
+        depth = getattr(pruner, "object_depth", 1.0)
+        self.vision = VisionSignals(model, self.family, signals, depth)
+        if self._tower is not None:
+            self._tower.check(model)
         self._parameters = list(inspect.signature(model.forward).parameters)
 
     @property
@@ -308,8 +311,10 @@ class PrunedModel:
     ) -> None:
         """Chooses what to keep and shortens ``call`` in place."""
         ids = call["input_ids"]
+        questions = self._questions(call, past) if "text" in self.pruner.signals else None
         selections = [
-            self._choose(ids, positions, modality, output) for modality, output in visual.items()
+            self._choose(ids, positions, modality, output, questions)
+            for modality, output in visual.items()
         ]
         self._selections = selections
         outputs = {**(call.get("mm_encoder_outputs") or {}), **visual}
@@ -334,6 +339,41 @@ class PrunedModel:
         call["mm_encoder_outputs"] = outputs
         self._shorten(call, outputs.plan, mask, cache)
 
+    def _questions(self, call: dict[str, Any], past: int) -> list[Tensor]:
+        """For each row embeddings of its text, [m, e], of what the call brings.
+
+        How long they are is read back: methods that ask for text wait for it once a row.
+        """
+        ids = call["input_ids"]
+        words = self._mask(call, past)[:, past:].bool()
+        for modality in self.family.modalities:
+            words = words & (ids != self.family.token_id(self.model, modality))
+        embed = self.model.get_input_embeddings() if self._tower is None else self._tower.question
+        return [embed(row[keep]).detach() for row, keep in zip(ids, words, strict=True)]
+
+    def _signals(
+        self,
+        output: Any,
+        placeholder: Tensor,
+        lengths: list[int],
+        questions: list[Tensor] | None,
+    ) -> list[dict[str, Tensor]]:
+        """What the method reads of each image beside its features."""
+        seen = self.vision.of(output)
+        if questions is None and (seen is None or len(seen) == len(lengths)):
+            return [{} for _ in lengths] if seen is None else seen
+        rows = rows_of(placeholder, lengths)
+        signals: list[dict[str, Tensor]] = [{} for _ in lengths]
+        if seen is not None:
+            origin = before_expansion(rows, len(placeholder), len(seen))
+            signals = [dict(seen[image]) for image in origin]
+        if questions is not None:
+            for own, row in zip(signals, rows, strict=True):
+                own["text"] = questions[row]
+                if self._tower is not None:
+                    own["aligned"] = self._tower.aligned(own.pop("vision"))
+        return signals
+
     def _located(
         self, ids: Tensor, positions: Tensor, modality: str, output: Any
     ) -> tuple[Tensor, list[tuple[Tensor, tuple[int, int, int] | None]]]:
@@ -350,29 +390,46 @@ class PrunedModel:
         grids = self.family.grids(self.model, positions, placeholder, lengths)
         return placeholder, list(zip(images, grids, strict=True))
 
-    def _choose(self, ids: Tensor, positions: Tensor, modality: str, output: Any) -> Selection:
+    def _choose(
+        self,
+        ids: Tensor,
+        positions: Tensor,
+        modality: str,
+        output: Any,
+        questions: list[Tensor] | None,
+    ) -> Selection:
         """Runs the pruner on every group of every image of one modality."""
         placeholder, located = self._located(ids, positions, modality, output)
-        # Beams repeat an image's features as one object: what is chosen for it is chosen once.
-        chosen: dict[int, ImageChoice] = {}
-        for features, grid in located:
-            if id(features) not in chosen:
-                chosen[id(features)] = self._choose_image(modality, features, grid)
-        return Selection(
-            modality,
-            placeholder,
-            [len(features) for features, _ in located],
-            [chosen[id(features)] for features, _ in located],
-        )
+        lengths = [len(features) for features, _ in located]
+        signals = self._signals(output, placeholder, lengths, questions)
+        # Beams repeat an image's features as one object: what is chosen for it is chosen once. But
+        # two rows can ask different things about one image.
+        chosen: dict[tuple[int, int], ImageChoice] = {}
+        choices = []
+        for (features, grid), own in zip(located, signals, strict=True):
+            key = id(features), id(own.get("text"))
+            if key not in chosen:
+                chosen[key] = self._choose_image(modality, features, grid, own)
+            choices.append(chosen[key])
+        return Selection(modality, placeholder, lengths, choices)
 
     def _choose_image(
-        self, modality: str, features: Tensor, grid: tuple[int, int, int] | None
+        self,
+        modality: str,
+        features: Tensor,
+        grid: tuple[int, int, int] | None,
+        signals: dict[str, Tensor],
     ) -> ImageChoice:
         """Runs the pruner on every group of one image's features [n, d]."""
         stays = torch.ones(len(features), dtype=torch.bool, device=features.device)
         divided = self.family.groups(self.model, modality, features, grid)
         tokens = [
-            VisualTokens(features[group.rows].detach(), grid=group.grid, kind=group.kind)
+            VisualTokens(
+                features[group.rows].detach(),
+                grid=group.grid,
+                kind=group.kind,
+                **{name: of_rows(name, values, group.rows) for name, values in signals.items()},
+            )
             for group in divided
         ]
         groups = []
@@ -522,6 +579,49 @@ def aligned_right(keep: Tensor, length: int) -> tuple[Tensor, Tensor]:
     return order, keep.gather(1, order)
 
 
+def rows_of(placeholder: Tensor, lengths: Sequence[int]) -> list[int]:
+    """The row of the batch that each image belongs to, whose placeholders [b, L] it fills."""
+    if len(placeholder) == 1:
+        return [0] * len(lengths)
+    counts = placeholder.sum(1).tolist()
+    checks.raise_pending()  # that read has waited for the verdicts too
+    rows: list[int] = []
+    image = 0
+    for row, places in enumerate(counts):
+        while places > 0:
+            rows.append(row)
+            places -= lengths[image]
+            image += 1
+    return rows
+
+
+def before_expansion(rows: Sequence[int], b: int, encoded: int) -> list[int]:
+    """Which encoded image each image of a call is, where beams repeat the rows of a batch.
+
+    Args:
+        rows: the row that each image of the call belongs to.
+        b: rows of the call, those of one prompt next to each other.
+        encoded: images that were encoded.
+    """
+    beams = len(rows) // encoded
+    origin: list[int] = []
+    start = 0
+    for row in range(b):
+        count = rows.count(row)
+        origin += range(start, start + count)
+        if (row + 1) % beams == 0:
+            start += count
+    return origin
+
+
+def of_rows(name: str, values: Tensor, rows: Tensor) -> Tensor:
+    """A signal of an image for some of its tokens; text is of all."""
+    if name == "text":
+        return values
+    part = values[rows]
+    return part.squeeze(1) if name.endswith("attention") else part
+
+
 def find_cache(output: Any) -> Cache | None:
     """The cache in a model's output, which is a ModelOutput or a tuple."""
     if output is None:
@@ -549,20 +649,6 @@ def padding_id(config: Any, taken: set[int]) -> int:
         if isinstance(pad, int) and 0 <= pad < text.vocab_size and pad not in taken:
             return pad
     return next(index for index in range(len(taken) + 1) if index not in taken)
-
-
-@contextmanager
-def replaced(model: PreTrainedModel, name: str, method: Any) -> Iterator[None]:
-    """Puts ``method`` in the place of a method of one model, and takes it away again."""
-    own = vars(model).get(name)
-    setattr(model, name, method)
-    try:
-        yield
-    finally:
-        if own is None:
-            delattr(model, name)
-        else:
-            setattr(model, name, own)
 
 
 def whole_prefills(model: PreTrainedModel, family: Family) -> Any:
@@ -664,6 +750,7 @@ def prune(
     _active.add(model)
     try:
         with (
+            pruned.vision.watching(),
             replaced(model, "generate", whole_prefills(model, pruned.family)),
             replaced(model, "create_masks_for_generate", mask_left_to_the_model),
             pruned.inside(),

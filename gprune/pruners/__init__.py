@@ -8,17 +8,27 @@ from typing import Any
 from gprune.budget import Keep
 from gprune.pruners.base import Pruner, ScorePruner
 from gprune.pruners.baselines import L2NormPruner, RandomPruner, UniformGridPruner
+from gprune.pruners.cdpruner import CDPruner
 from gprune.pruners.cover import GraphCover
+from gprune.pruners.d2pruner import D2Pruner
 from gprune.pruners.decoder import DecoderPruner
 from gprune.pruners.diversity import DART, DivPrune
 from gprune.pruners.downsampling import Downsampling
 from gprune.pruners.fastv import FastV
 from gprune.pruners.gprune import GPrune
+from gprune.pruners.hiprune import HiPrune
+from gprune.pruners.holov import HoloV
 from gprune.pruners.merging import AveragePooling, ToMe
+from gprune.pruners.prumerge import PruMerge, PruMergePlus
 from gprune.pruners.pyramid import PyramidDrop
+from gprune.pruners.scope import SCOPE
 from gprune.pruners.sparsevlm import SparseVLM
 from gprune.pruners.todre import ToDRE
+from gprune.pruners.trim import TRIM
 from gprune.pruners.video import EVS, VidCom2
+from gprune.pruners.visionzip import VisionZip
+from gprune.pruners.vispruner import VisPruner
+from gprune.pruners.vlm_pruner import VLMPruner
 
 METHODS: dict[str, type[Pruner]] = {
     method.name: method
@@ -30,6 +40,17 @@ METHODS: dict[str, type[Pruner]] = {
         ToDRE,
         ToMe,
         AveragePooling,
+        VisionZip,
+        VisPruner,
+        HiPrune,
+        PruMerge,
+        PruMergePlus,
+        TRIM,
+        CDPruner,
+        SCOPE,
+        HoloV,
+        D2Pruner,
+        VLMPruner,
         RandomPruner,
         UniformGridPruner,
         L2NormPruner,
@@ -78,14 +99,22 @@ def make(name: str, keep: Keep, **options: Any) -> Pruner:
 __all__ = [
     "DART",
     "EVS",
+    "SCOPE",
+    "TRIM",
     "AveragePooling",
+    "CDPruner",
+    "D2Pruner",
     "DecoderPruner",
     "DivPrune",
     "Downsampling",
     "FastV",
     "GPrune",
     "GraphCover",
+    "HiPrune",
+    "HoloV",
     "L2NormPruner",
+    "PruMerge",
+    "PruMergePlus",
     "Pruner",
     "PyramidDrop",
     "RandomPruner",
@@ -94,7 +123,10 @@ __all__ = [
     "ToDRE",
     "ToMe",
     "UniformGridPruner",
+    "VLMPruner",
     "VidCom2",
+    "VisPruner",
+    "VisionZip",
     "group_methods",
     "make",
     "methods",

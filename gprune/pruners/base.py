@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from gprune.budget import Budget, Keep, Shares, budgets, check_rule, kept_count
-from gprune.tokens import VisualTokens
+from gprune.tokens import SIGNALS, VisualTokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -46,6 +46,10 @@ class Pruner(ABC):
     # What it chooses from: a ``group`` of tokens by itself, the frames of a ``video`` together, the
     # tokens inside the language model's ``decoder``, or the ``pixels`` before they are encoded.
     scope: ClassVar[str] = "group"
+
+    # What the method reads beside the features, of `gprune.tokens.SIGNALS`; inside a model just
+    # these are computed.
+    signals: ClassVar[tuple[str, ...]] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "keep", check_rule(self.keep))
@@ -91,9 +95,19 @@ class Pruner(ABC):
             TypeError, ValueError: see `select`; or ``keep`` gives no budget for a group.
         """
         for tokens in groups:
+            self._check_signals(tokens)
             tokens.check_values()
         given = budgets(self.keep, groups)
         return [self._reduce(*pair) for pair in zip(groups, given, strict=True)]
+
+    def _check_signals(self, tokens: VisualTokens) -> None:
+        for signal in self.signals:
+            field, what = SIGNALS[signal]
+            if getattr(tokens, field) is None:
+                raise ValueError(
+                    f"{field} is missing: {self.name} needs {what}; pass "
+                    f"VisualTokens(..., {field}=...) or take a method that needs features alone"
+                )
 
     def _reduce(self, tokens: VisualTokens, keep: Budget | Shares) -> tuple[Tensor, Tensor | None]:
         if isinstance(keep, Shares):
@@ -112,6 +126,10 @@ class Pruner(ABC):
             return kept, None
         # Protected tokens stay as they are.
         place = flags.long().cumsum(0) - 1
+        if members.is_floating_point():
+            weights = torch.eye(len(tokens), device=members.device)[kept]
+            weights[place[candidates[chosen]][:, None], candidates] = members
+            return kept, weights
         whole = place.clone()
         whole[candidates] = torch.where(members < 0, -1, place[candidates[chosen]][members])
         return kept, whole
@@ -121,6 +139,7 @@ class Pruner(ABC):
         # The row that each token goes into.
         into = torch.full((len(tokens),), -1, device=tokens.features.device)
         kept, merging = [], False
+        weighted: list[tuple[Tensor, Tensor, Tensor]] = []
         for (rows, grid), count in zip(shares.parts, shares.counts, strict=True):
             part = tokens.subset(rows, grid)
             if tokens.protected is not None:
@@ -134,14 +153,21 @@ class Pruner(ABC):
             kept.append(rows[chosen])
             if members is None:
                 into[rows[chosen]] = rows[chosen]
+            elif members.is_floating_point():
+                weighted.append((rows[chosen], rows, members))
             else:
                 merging = True
                 into[rows] = torch.where(members < 0, -1, rows[chosen][members])
         order = torch.cat(kept).sort().values
-        if not merging:
-            return order, None
         place = torch.empty_like(into)
         place[order] = torch.arange(len(order), device=order.device)
+        if weighted:
+            weights = torch.eye(len(tokens), device=order.device)[order]
+            for chosen, rows, members in weighted:
+                weights[place[chosen][:, None], rows] = members
+            return order, weights
+        if not merging:
+            return order, None
         return order, torch.where(into < 0, -1, place[into])
 
     def partition(self, tokens: VisualTokens, k: int) -> tuple[Tensor, Tensor | None]:
@@ -154,8 +180,9 @@ class Pruner(ABC):
         Returns:
             kept: int64 [k], ascending.
             members: for each token a position in ``kept``, or -1 where it is dropped, int64 [n];
-                the kept token's feature becomes the mean of its members'. None where dropped tokens
-                leave nothing behind, which is the default.
+                the kept token's feature becomes the mean of its members'. Or, for a method with
+                weights, what part each token has in each kept one, float [k, n], rows of sum 1.
+                None where dropped tokens leave nothing behind, which is the default.
         """
         return self.choose(tokens, k), None
 
@@ -217,17 +244,26 @@ def highest(scores: Tensor, k: int) -> Tensor:
     return order[:k].sort().values
 
 
+def unchosen(chosen: Tensor, n: int) -> Tensor:
+    """The indices below ``n`` that are not among ``chosen``, ascending; nothing is read back."""
+    flags = torch.zeros(n, dtype=torch.uint8, device=chosen.device).index_fill(0, chosen, 1)
+    return torch.sort(flags, stable=True).indices[: n - len(chosen)]
+
+
 def merged(features: Tensor, members: Tensor, k: int) -> Tensor:
     """The mean of the features of each kept token's members.
 
     Args:
         features: [n, d].
-        members: position among the kept tokens that each token goes into, -1 for none, int64 [n].
+        members: position among the kept tokens that each token goes into, -1 for none, int64 [n];
+            or weights, float [k, n], see `Pruner.partition`.
         k: number of kept tokens, each of which has a member.
 
     Returns:
         [k, d] in the dtype of ``features``; a token that stays alone keeps its feature exactly.
     """
+    if members.is_floating_point():
+        return (members.float() @ features.float()).to(features.dtype)
     wide = features.float()
     means = []
     # Some at a time, so that the matrix takes no more than 256 MB however many tokens there are.

@@ -15,9 +15,9 @@ from gprune.tokens import VisualTokens
 
 
 class Rows(Protocol):
-    """A matrix [n, n] that is read a row [n] at a time."""
+    """A matrix [n, n] that is read some rows [r, n] at a time."""
 
-    def __getitem__(self, row: Tensor, /) -> Tensor: ...
+    def __getitem__(self, rows: Tensor, /) -> Tensor: ...
 
 
 def farthest_first(distance: Tensor | Rows, first: Tensor, k: int) -> Tensor:
@@ -36,15 +36,16 @@ def farthest_first(distance: Tensor | Rows, first: Tensor, k: int) -> Tensor:
     Returns:
         int64 [k] in the order of choice; ties go to the lowest index.
     """
-    chosen = [first]
-    nearest = distance[first].clone()  # distance of each token to the nearest chosen one
-    nearest[first] = -1  # below every distance: it is never chosen again
+    # Rows are taken one in a list: indexing with a scalar tensor would read it back each time.
+    chosen = [first.reshape(1)]
+    nearest = distance[chosen[0]][0]  # distance of each to the nearest chosen one
+    nearest.index_fill_(0, chosen[0], -1)  # below every distance: it is never chosen again
     for _ in range(k - 1):
-        following = nearest.argmax()  # the first of several, on every device
+        following = nearest.argmax(keepdim=True)  # the first of several, on every device
         chosen.append(following)
-        nearest = torch.minimum(nearest, distance[following])
-        nearest[following] = -1
-    return torch.stack(chosen)
+        nearest = torch.minimum(nearest, distance[following][0])
+        nearest.index_fill_(0, following, -1)
+    return torch.cat(chosen)
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 import gprune
 from gprune import L2NormPruner, RandomPruner, UniformGridPruner, VisualTokens, kept_count
 from gprune.pruners import group_methods
+from tests.pruners.signals import with_signals
 
 
 @given(
@@ -19,7 +20,7 @@ from gprune.pruners import group_methods
 @settings(deadline=None, max_examples=300)
 def test_every_method_keeps_the_right_number(name, rows, columns, keep):
     n = rows * columns
-    tokens = VisualTokens(torch.randn(n, 5), grid=(rows, columns))
+    tokens = with_signals(torch.randn(n, 5), grid=(rows, columns))
     kept = gprune.make(name, keep=keep).select(tokens).tolist()
     assert len(kept) == kept_count(n, keep)
     assert kept == sorted(set(kept))
@@ -29,7 +30,7 @@ def test_every_method_keeps_the_right_number(name, rows, columns, keep):
 
 @pytest.mark.parametrize("name", group_methods())
 def test_every_method_keeps_everything_at_one(name):
-    tokens = VisualTokens(torch.randn(12, 5), grid=(3, 4))
+    tokens = with_signals(torch.randn(12, 5), grid=(3, 4))
     assert gprune.make(name, keep=1.0).select(tokens).tolist() == list(range(12))
 
 

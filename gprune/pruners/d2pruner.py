@@ -1,0 +1,96 @@
+"""D²Pruner: attention without its bias to places, then an independent set of the rest."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from gprune.graph import cosine_similarity
+from gprune.pruners.base import Pruner
+from gprune.tokens import VisualTokens
+
+
+@dataclass(frozen=True)
+class D2Pruner(Pruner):
+    """Pivots by debiased attention, then a maximal independent set; the form before the LLM.
+
+    Zhang, Yu, Wu, Wen, Yan, Ding, Qi, Zhang: "D²Pruner: Debiased Importance and Structural
+    Diversity for MLLM Token Pruning", AAAI 2026, arXiv 2512.19443.
+
+    Pivots, a share of the budget, are the tokens of the highest importance. The others form a graph
+    with an edge between two that lie beside each other or whose cosine similarity reaches
+    ``threshold``; the most important token that is free is kept and its neighbours are no longer
+    free, until the budget is met. Where none is free before that, all that are not kept are free
+    again: the next independent set.
+
+    The paper ranks by attention inside the language model and divides out how much of it a place
+    gets whatever it shows. Here, before the language model, the vision encoder's attention stands
+    for it, and the importance of the token at row r and column c is
+
+        a(r, c) · mean(a) / (mean of row r · mean of column c)
+
+    attention relative to what its row and its column get in the same picture. Without a grid
+    attention counts as it is, and neighbours are those in the sequence. Share, distance and
+    threshold are this project's choice.
+
+    Attributes:
+        keep: retention ratio in (0, 1], or a count >= 1 (see `Pruner`).
+        pivots: share of the kept tokens that are pivots, in [0, 1], rounded up.
+        threshold: least cosine similarity of an edge, in [-1, 1].
+
+    Raises:
+        ValueError: a parameter is out of range.
+    """
+
+    pivots: float = 0.5
+    threshold: float = 0.9
+
+    name: ClassVar[str] = "d2pruner"
+    signals: ClassVar[tuple[str, ...]] = ("attention",)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.pivots <= 1:
+            raise ValueError(f"pivots={self.pivots} must be a share in [0, 1]")
+        if not -1 <= self.threshold <= 1:
+            raise ValueError(f"threshold={self.threshold} must be a cosine similarity in [-1, 1]")
+
+    def importance(self, tokens: VisualTokens) -> Tensor:
+        """Attention relative to that of its row and column, float32 [n]."""
+        assert tokens.attention is not None  # by `signals`
+        attention = tokens.attention.double()
+        if tokens.grid is None:
+            return attention.float()
+        raster = attention.view(tokens.grid)
+        usual = raster.mean(1, keepdim=True) * raster.mean(0, keepdim=True)
+        debiased = torch.where(usual > 0, raster * raster.mean() / usual, 0)
+        return debiased.flatten().float()
+
+    def edges(self, tokens: VisualTokens) -> Tensor:
+        """Which tokens are neighbours of which, bool [n, n]; none of itself."""
+        columns = tokens.grid[1] if tokens.grid else len(tokens)
+        index = torch.arange(len(tokens), device=tokens.features.device)
+        apart = (index[:, None] // columns - index // columns).abs()
+        apart = apart + (index[:, None] % columns - index % columns).abs()
+        alike = cosine_similarity(tokens.features) >= self.threshold
+        return ((apart <= 1) | alike).fill_diagonal_(False)
+
+    def choose(self, tokens: VisualTokens, k: int) -> Tensor:
+        importance = self.importance(tokens)
+        order = torch.sort(importance, descending=True, stable=True).indices
+        pivots = min(k, -int(-k * self.pivots // 1))
+        kept = torch.zeros(len(tokens), dtype=torch.bool, device=order.device)
+        kept[order[:pivots]] = True
+        edges = self.edges(tokens)
+        free = ~kept
+        chosen = [order[:pivots]]
+        for _ in range(k - pivots):
+            free = torch.where(free.any(), free, ~kept)
+            following = importance.masked_fill(~free, -torch.inf).argmax(keepdim=True)
+            kept = kept.index_fill(0, following, True)
+            free = free & ~edges.index_select(0, following)[0] & ~kept
+            chosen.append(following)
+        return torch.cat(chosen).sort().values

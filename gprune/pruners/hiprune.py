@@ -1,0 +1,71 @@
+"""HiPrune: objects by a middle layer's attention, the whole by a deep layer's."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from gprune.pruners.base import Pruner, highest
+from gprune.tokens import VisualTokens
+
+
+@dataclass(frozen=True)
+class HiPrune(Pruner):
+    """Anchors and their neighbours by a middle layer of the vision encoder, the rest by a deep one.
+
+    Liu, Du, Zhu, Lian, Li, Chen: "HiPrune: Training-Free Visual Token Pruning via Hierarchical
+    Attention in Vision-Language Models", arXiv 2508.00553.
+
+    Anchors are the tokens that receive the most attention in a middle layer, where it lies on
+    objects; buffers are the up to four tokens beside each in the raster. Registers, those that
+    receive the most in the layer of the features, fill the budget. Attention is the mean over heads
+    and over all queries, so no CLS token is needed.
+
+    The number of anchors is a fifth of ``buffered`` of the budget, as in the paper, so that anchors
+    and buffers fit it. Without a grid, neighbours are those in the sequence.
+
+    Attributes:
+        keep: retention ratio in (0, 1], or a count >= 1 (see `Pruner`).
+        buffered: share of the kept tokens that are anchors and buffers, in [0, 1]; α of the paper.
+        object_depth: the middle layer, as a share of the encoder's layers, in (0, 1]; the paper
+            takes the 9th of CLIP's 24.
+
+    Raises:
+        ValueError: a parameter is out of range.
+    """
+
+    buffered: float = 0.1
+    object_depth: float = 9 / 24
+
+    name: ClassVar[str] = "hiprune"
+    signals: ClassVar[tuple[str, ...]] = ("mean_attention", "object_attention")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.buffered <= 1:
+            raise ValueError(f"buffered={self.buffered} must be a share in [0, 1]")
+        if not 0 < self.object_depth <= 1:
+            raise ValueError(f"object_depth={self.object_depth} must be a share in (0, 1]")
+
+    def choose(self, tokens: VisualTokens, k: int) -> Tensor:
+        assert tokens.attention is not None  # by `signals`
+        assert tokens.object_attention is not None
+        anchors = min(round(k * self.buffered / 5), k // 5)
+        flags = torch.zeros(len(tokens), dtype=torch.bool, device=tokens.features.device)
+        flags[highest(tokens.object_attention.float(), anchors)] = True
+        rows, columns = tokens.grid or (1, len(tokens))
+        near = beside(flags.view(rows, columns)).flatten()
+        return highest(tokens.attention.float().masked_fill(near, torch.inf), k)
+
+
+def beside(flags: Tensor) -> Tensor:
+    """The cells of a raster [rows, columns] that are flagged or lie beside a flagged one."""
+    near = flags.clone()
+    near[1:] |= flags[:-1]
+    near[:-1] |= flags[1:]
+    near[:, 1:] |= flags[:, :-1]
+    near[:, :-1] |= flags[:, 1:]
+    return near

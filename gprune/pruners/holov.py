@@ -1,0 +1,118 @@
+"""HoloV: a budget for each crop of the picture, by how much there is in it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from gprune.graph import cosine_similarity
+from gprune.pruners.base import Pruner
+from gprune.pruners.baselines import cells_a_line
+from gprune.tokens import VisualTokens
+
+# A sum of variances of cosine similarities below this is rounding.
+ROUNDING = 1e-9
+
+
+@dataclass(frozen=True)
+class HoloV(Pruner):
+    """Budgets for crops, by their attention and by how much their tokens differ from each other.
+
+    Zou, Lu, Wang, Yan, Lyu, Zheng, Zhang, Hu: "Don't Just Chase 'Highlighted Tokens' in MLLMs:
+    Revisiting Visual Holistic Context Retention", NeurIPS 2025, arXiv 2510.02912.
+
+    The picture is cut into ``crops`` of nearly equal size. In each, a token's context is the
+    variance of its cosine similarities with the other tokens of the crop, and its score
+
+        attention + context_weight · variance · mean(attention) / mean(variance)
+
+    with means over the crop. Attention is that of the CLS token, averaged over heads, or where
+    there is none the mean that a token receives. The budget is dealt out to crops in proportion to
+    their mean scores, rounded down, what is left one by one to those of the highest means; what a
+    crop cannot hold goes to the others in the same way. Within a crop the highest scores are kept.
+
+    Numbers follow the released code, which cuts the sequence into runs and ranks by attention alone
+    within a crop; the paper cuts the picture, as is done here where there is a grid. Fetching back
+    pruned context inside the language model, an option of the paper, is not part of it.
+
+    Attributes:
+        keep: retention ratio in (0, 1], or a count >= 1 (see `Pruner`).
+        crops: number of crops, >= 1.
+        context_weight: weight of the variance against attention, >= 0.
+
+    Raises:
+        ValueError: a parameter is out of range.
+    """
+
+    crops: int = 16
+    context_weight: float = 0.09
+
+    name: ClassVar[str] = "holov"
+    signals: ClassVar[tuple[str, ...]] = ("attention",)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.crops < 1:
+            raise ValueError(f"crops={self.crops} must be at least 1")
+        if not (math.isfinite(self.context_weight) and self.context_weight >= 0):
+            raise ValueError(f"context_weight={self.context_weight} must be a finite number >= 0")
+
+    def crop_of(self, tokens: VisualTokens) -> Tensor:
+        """The crop of every token, int64 [n]."""
+        rows, columns = tokens.grid or (1, len(tokens))
+        bands = cells_a_line(rows, columns, min(self.crops, len(tokens)))
+        crop = torch.empty(rows, columns, dtype=torch.long)
+        number = 0
+        for band, cells in enumerate(bands):
+            top, bottom = band * rows // len(bands), (band + 1) * rows // len(bands)
+            for cell in range(cells):
+                left, right = cell * columns // cells, (cell + 1) * columns // cells
+                crop[top:bottom, left:right] = number
+                number += 1
+        return crop.flatten().to(tokens.features.device)
+
+    def score(self, tokens: VisualTokens, inside: Tensor) -> Tensor:
+        """Attention and context of every token, float64 [n].
+
+        ``inside`` is 1 where a crop has a token, float64 [crops, n].
+        """
+        assert tokens.attention is not None  # by `signals`
+        same = (inside.mT @ inside).fill_diagonal_(0)
+        similarity = cosine_similarity(tokens.features).double()
+        others = same.sum(1).clamp(min=1)
+        mean = (similarity * same).sum(1, keepdim=True) / others[:, None]
+        variance = ((similarity - mean).square() * same).sum(1) / others
+        attention = tokens.attention.double()
+        level, spread = inside @ attention, inside @ variance  # sums over each crop
+        # Where all tokens of a crop are alike the variance is rounding.
+        scale = torch.where(spread > ROUNDING, level / spread, 0)
+        return attention + self.context_weight * variance * (scale @ inside)
+
+    def choose(self, tokens: VisualTokens, k: int) -> Tensor:
+        crop = self.crop_of(tokens)
+        n, count = len(tokens), min(self.crops, len(tokens))
+        own = torch.arange(n, device=crop.device)
+        inside = torch.zeros(count, n, dtype=torch.float64, device=crop.device)
+        inside[crop, own] = 1
+        size = inside.sum(1)
+        score = self.score(tokens, inside)
+        order = torch.sort(score.float(), descending=True, stable=True).indices
+        order = order[torch.sort(crop[order], stable=True).indices]  # by crop, then by score
+        starts = (size.cumsum(0) - size).long()
+        rank = torch.empty_like(order)
+        rank[order] = own - starts[crop[order]]  # of each token in its crop
+        mean = inside @ score / size
+        # In float32, so that crops that are alike tie.
+        weights = torch.where(mean.sum() > 0, mean / mean.sum(), 1 / count).float()
+        share = (weights.double() * k + 1e-6).floor().long()  # a whole number stays whole
+        heaviest = torch.sort(weights, descending=True, stable=True).indices
+        turn = torch.empty_like(heaviest)
+        turn[heaviest] = torch.arange(count, device=turn.device)
+        # First what the shares hold, then in rounds one of each crop, the heaviest crop first.
+        beyond = rank - share[crop]
+        priority = torch.where(beyond < 0, -1, beyond * count + turn[crop])
+        return torch.sort(priority, stable=True).indices[:k].sort().values

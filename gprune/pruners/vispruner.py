@@ -1,0 +1,76 @@
+"""VisPruner: important tokens by visual attention, and diverse ones of the rest."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from gprune.graph import cosine_similarity
+from gprune.pruners.base import Pruner
+from gprune.tokens import VisualTokens
+
+# Duplicates that leave in one round.
+ROUND = 8
+
+
+@dataclass(frozen=True)
+class VisPruner(Pruner):
+    """Important tokens by the vision encoder's attention, then the rest without its duplicates.
+
+    Zhang, Cheng, Shi, Lu, Zhang, Pan, She, Zhang: "Beyond Text-Visual Attention: Exploiting Visual
+    Cues for Effective Token Pruning in VLMs", ICCV 2025, arXiv 2412.01818.
+
+    ``important`` of the budget are the tokens with the most attention: from the CLS token, averaged
+    over heads, or where there is none the mean received from all. The others, in the order of their
+    attention, lose duplicates round by round: they are dealt out in turn to two sets, and the
+    (at most eight) tokens of the first that are most similar to any of the second, in cosine,
+    leave, until the rest of the budget is met. Of the first set those that stay come next in the
+    order of similarity, then the second set, as in the released code.
+
+    Attributes:
+        keep: retention ratio in (0, 1], or a count >= 1 (see `Pruner`).
+        important: share of the kept tokens chosen by attention, in [0, 1], rounded down.
+
+    Raises:
+        ValueError: ``important`` is out of range.
+    """
+
+    important: float = 0.5
+
+    name: ClassVar[str] = "vispruner"
+    signals: ClassVar[tuple[str, ...]] = ("attention",)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.important <= 1:
+            raise ValueError(f"important={self.important} must be a share in [0, 1]")
+
+    def choose(self, tokens: VisualTokens, k: int) -> Tensor:
+        assert tokens.attention is not None  # by `signals`
+        order = torch.sort(tokens.attention.float(), descending=True, stable=True).indices
+        important = int(k * self.important)
+        rest = order[important:]
+        if important < k:
+            rest = distinct(cosine_similarity(tokens.features), rest, k - important)
+            return torch.cat([order[:important], rest]).sort().values
+        return order[:k].sort().values
+
+
+def distinct(similarity: Tensor, rest: Tensor, count: int) -> Tensor:
+    """The ``count`` of ``rest`` that are left when duplicates go, round by round.
+
+    Args:
+        similarity: of every pair of tokens, [n, n].
+        rest: the tokens to choose from, int64 [m], in their order.
+        count: 1 to m.
+    """
+    while len(rest) > count:
+        first, second = rest[::2], rest[1::2]
+        leaving = min(ROUND, len(rest) - count, len(first))
+        nearest = similarity[first][:, second].amax(1)
+        order = torch.sort(nearest, descending=True, stable=True).indices
+        rest = torch.cat([first[order[leaving:]], second])
+    return rest

@@ -1,0 +1,232 @@
+"""CDPruner, TRIM, SCOPE and VLM-Pruner against obvious implementations; missing signals."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import gprune
+from gprune import SCOPE, TRIM, CDPruner, VisualTokens, VLMPruner
+from gprune.pruners.cdpruner import greedy_map
+from gprune.pruners.scope import greedy_cover
+from gprune.tokens import SIGNALS
+from tests.pruners.signals import with_signals
+from tests.pruners.test_attention_methods import SIZES, cosines, group, ranked
+
+
+def similarity_to_text(tokens: VisualTokens, space: torch.Tensor) -> np.ndarray:
+    unit = torch.nn.functional.normalize(space.double(), dim=1)
+    text = torch.nn.functional.normalize(tokens.text.double(), dim=1)
+    return (unit @ text.T).mean(1).numpy()
+
+
+@given(rows=st.integers(1, 4), columns=st.integers(1, 5), seed=st.integers(0, 9999))
+@settings(deadline=None, max_examples=60)
+def test_cdpruner_raises_the_determinant_most(rows, columns, seed):
+    x = np.random.default_rng(seed).standard_normal((rows * columns, 24))
+    tokens = with_signals(torch.from_numpy(x).float(), grid=(rows, columns), seed=seed)
+    n = len(tokens)
+    relevance = similarity_to_text(tokens, tokens.features)
+    relevance = (relevance - relevance.min() + 1e-6) / np.ptp(relevance + 0) if n > 1 else [1.0]
+    kernel = np.outer(relevance, relevance) * cosines(tokens.features)
+    k = max(1, n // 2)
+    chosen: list[int] = []
+    while len(chosen) < k:
+        rest = [i for i in range(n) if i not in chosen]
+        volume = {i: np.linalg.det(kernel[np.ix_([*chosen, i], [*chosen, i])]) for i in rest}
+        chosen.append(max(rest, key=lambda i: (volume[i], -i)))
+    assert CDPruner(k).select(tokens).tolist() == sorted(chosen)
+
+
+@given(n=st.integers(1, 20), d=st.integers(1, 8), seed=st.integers(0, 9999))
+@settings(deadline=None, max_examples=60)
+def test_gains_do_not_increase(n, d, seed):
+    x = torch.from_numpy(np.random.default_rng(seed).standard_normal((n, d)))
+    kernel = x @ x.T
+    order, gains = greedy_map(kernel, n)
+    assert sorted(order.tolist()) == list(range(n))
+    assert (gains.diff() <= 1e-9 * kernel.diagonal().max()).all()
+    assert (gains[d:] == 0).all()  # beyond its rank the kernel has no volume
+    first = order[: min(n, d, 3)]
+    volume = torch.linalg.det(kernel[first][:, first])
+    assert math.isclose(float(volume), float(gains[: len(first)].prod()), rel_tol=1e-6)
+
+
+def test_cdpruner_with_a_text_tower_turns_the_sign():
+    tokens = group(4, 5, 3)
+    generator = torch.Generator().manual_seed(1)
+    aligned, text = (torch.randn(size, 3, generator=generator) for size in (20, 2))
+    with_clip = VisualTokens(tokens.features, aligned=aligned, text=text)
+    diagonal = CDPruner(0.5).kernel(with_clip).diagonal()
+    assert ranked(diagonal) == ranked(-torch.from_numpy(similarity_to_text(with_clip, aligned)))
+
+
+def test_the_question_decides():
+    x = torch.eye(12)
+    for asked in (2, 9):
+        tokens = VisualTokens(x, text=x[asked : asked + 1])
+        assert asked in CDPruner(1).select(tokens)
+        assert asked in TRIM(3).select(tokens)
+
+
+@given(**SIZES)
+@settings(deadline=None, max_examples=60)
+def test_trim(rows, columns, seed, share):
+    tokens = group(rows, columns, seed)
+    k = max(1, int(len(tokens) * share))
+    order = ranked(torch.from_numpy(similarity_to_text(tokens, tokens.features)).float())
+    kept, means = TRIM(k).reduce(tokens)
+    assert kept.tolist() == sorted(order[:k])
+    rest = tokens.features[order[k - 1 :]].mean(0)
+    for token, mean in zip(kept.tolist(), means, strict=True):
+        expected = rest if token == order[k - 1] else tokens.features[token]
+        assert torch.allclose(mean, expected, atol=1e-5)
+
+
+@given(**SIZES, power=st.sampled_from([0.0, 1.0, 2.0]))
+@settings(deadline=None, max_examples=60)
+def test_scope(rows, columns, seed, share, power):
+    tokens = group(rows, columns, seed)
+    n = len(tokens)
+    k = max(1, int(n * share))
+    similarity = cosines(tokens.features)
+    saliency = tokens.attention.double().numpy() ** power
+    chosen: list[int] = []
+
+    def coverage(kept: list[int]) -> float:
+        return sum(max([0.0, *(similarity[i, j] for j in kept)]) for i in range(n))
+
+    while len(chosen) < k:
+        base = coverage(chosen)
+        rest = [i for i in range(n) if i not in chosen]
+        score = {i: round((coverage([*chosen, i]) - base) * saliency[i], 9) for i in rest}
+        chosen.append(max(rest, key=lambda i: (score[i], -i)))
+    assert SCOPE(k, power=power).select(tokens).tolist() == sorted(chosen)
+
+
+def test_coverage_grows_less_and_less():
+    """Greedy coverage is submodular: gains do not increase, and it is near the best set's."""
+    similarity = torch.from_numpy(cosines(group(3, 4, 5).features)).float().clamp(-1, 1)
+    chosen, covered = greedy_cover(similarity, torch.ones(12, dtype=torch.float64), 12)
+    gains = torch.cat([covered[:1], covered.diff()])
+    assert (gains.diff() <= 1e-5).all()
+    best = max(
+        float(similarity[list(subset)].clamp(min=0).amax(0).sum())
+        for subset in itertools.combinations(range(12), 3)
+    )
+    assert float(covered[2]) >= (1 - 1 / math.e) * best
+    assert sorted(chosen.tolist()) == list(range(12))
+
+
+@given(**SIZES, pivots=st.integers(1, 5), buffering=st.sampled_from([0.0, 0.5, 3.0]))
+@settings(deadline=None, max_examples=60)
+def test_vlm_pruner(rows, columns, seed, share, pivots, buffering):
+    tokens = group(rows, columns, seed)
+    n = len(tokens)
+    k = max(1, int(n * share))
+    x = tokens.features.double().numpy()
+    similarity = cosines(tokens.features).clip(0)
+    chosen = [int(np.abs(x).sum(1).argmax())]
+    while len(chosen) < min(pivots, k):
+        rest = [i for i in range(n) if i not in chosen]
+        chosen.append(max(rest, key=lambda i: min(np.linalg.norm(x[i] - x[j]) for j in chosen)))
+
+    def apart(i: int, j: int) -> float:
+        return math.hypot(i // columns - j // columns, i % columns - j % columns)
+
+    while len(chosen) < k:
+        rest = [i for i in range(n) if i not in chosen]
+        far = {i: min(apart(i, j) for j in chosen) for i in range(n)}
+        most = max(1, *far.values())
+        redundancy = {
+            i: round(max(similarity[i, j] for j in chosen) * (1 + buffering * far[i] / most), 6)
+            for i in rest
+        }
+        chosen.append(min(rest, key=lambda i: (redundancy[i], i)))
+    pruner = VLMPruner(k, pivots=pivots, buffering=buffering)
+    kept, means = pruner.reduce(tokens)
+    assert kept.tolist() == sorted(chosen)
+    weights = {j: {j: 1.0} for j in chosen}
+    for i in set(range(n)) - set(chosen):
+        into = max(sorted(chosen), key=lambda j: similarity[i, j])
+        weights[into][i] = similarity[i, into]
+    for j, mean in zip(kept.tolist(), means, strict=True):
+        total = sum(weights[j].values())
+        expected = sum(weight * x[i] for i, weight in weights[j].items()) / total
+        assert np.allclose(mean.numpy(), expected, atol=1e-4)
+
+
+def test_vlm_pruner_waits_with_what_is_far():
+    """Near one pivot first: the more buffering, the nearer the kept tokens lie to it."""
+    x = torch.randn(100, 32, generator=torch.Generator().manual_seed(0))
+    tokens = VisualTokens(x, grid=(10, 10))
+
+    def reach(buffering: float) -> float:
+        kept = VLMPruner(12, pivots=1, buffering=buffering, fuse=False).select(tokens)
+        places = torch.stack([kept // 10, kept % 10], 1).float()
+        return float(torch.cdist(places, places).mean())
+
+    assert reach(50.0) < reach(0.0)
+
+
+NEEDY = [name for name in gprune.methods() if gprune.make(name, keep=1.0).signals]
+
+
+@pytest.mark.parametrize("name", NEEDY)
+def test_a_missing_signal_is_said(name):
+    whole = with_signals(torch.randn(12, 5), grid=(3, 4))
+    pruner = gprune.make(name, keep=0.5)
+    for signal in pruner.signals:
+        field, _ = SIGNALS[signal]
+        given = {
+            other: getattr(whole, other)
+            for other in ("attention", "object_attention", "keys", "text")
+            if other != field
+        }
+        with pytest.raises(ValueError, match=f"{field} is missing: {name} needs"):
+            pruner.select(VisualTokens(whole.features, grid=(3, 4), **given))
+
+
+@pytest.mark.parametrize("name", [*NEEDY, "vlm_pruner"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_ties_threads_and_dtypes(name, dtype):
+    same = VisualTokens(
+        torch.ones(9, 4, dtype=dtype),
+        grid=(3, 3),
+        attention=torch.full((9,), 1 / 9),
+        object_attention=torch.full((9,), 1 / 9),
+        keys=torch.ones(9, 2),
+        text=torch.ones(1, 4, dtype=dtype),
+    )
+    kept = gprune.make(name, keep=4).select(same)
+    assert kept[0] == 0  # ties from the lowest index
+    tokens = with_signals(torch.randn(300, 64).to(dtype), grid=(15, 20))
+    threads = torch.get_num_threads()
+    pruner = gprune.make(name, keep=0.2)
+    try:
+        torch.set_num_threads(1)
+        one, features = pruner.reduce(tokens)
+    finally:
+        torch.set_num_threads(threads)
+    assert torch.equal(one, pruner.select(tokens))
+    assert features.dtype == dtype
+    assert len(gprune.make(name, keep=0.5).select(with_signals(torch.zeros(8, 3)))) == 4
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: SCOPE(0.5, power=-1.0), "power=-1.0"),
+        (lambda: VLMPruner(0.5, pivots=0), "pivots=0"),
+        (lambda: VLMPruner(0.5, buffering=math.inf), "buffering=inf"),
+    ],
+)
+def test_parameters_out_of_range(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
