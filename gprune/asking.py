@@ -137,7 +137,7 @@ def pictures_of(
         return pictures
     share = f"kept {len(group.indices)} of {group.size} tokens"
     pictures.append((share, viz.overlay(image, group.indices, group.grid)))
-    if isinstance(pruner, ScorePruner):
+    if isinstance(pruner, ScorePruner) and not pruner.signals:
         tokens = first_tokens(model, outcome)
         pictures.append(("scores by rank", viz.score_map(image, pruner.score(tokens), group.grid)))
         if isinstance(pruner, GPrune):

@@ -283,7 +283,7 @@ class Asker:
         grid = page.tokens.grid
         if grid is not None:
             overlay = viz.overlay(page.shown, kept, grid)
-            if isinstance(pruner, ScorePruner):
+            if isinstance(pruner, ScorePruner) and not pruner.signals:
                 scores = viz.score_map(page.shown, pruner.score(page.tokens), grid)
         times = prefill_times(self.model, outcome.inputs, pruner, repeats=3) if timed else None
         return Column(
