@@ -6,8 +6,8 @@ export OMP_WAIT_POLICY := PASSIVE
 export TRANSFORMERS_VERBOSITY ?= error
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: demo app test test-oldest test-app test-lmms lint train bench bench-check performance
-.PHONY: figures wheel docs audit sbom soak fuzz clean
+.PHONY: demo app test test-oldest test-app test-lmms test-vllm lint train bench bench-check
+.PHONY: performance figures wheel docs audit sbom soak fuzz clean
 demo: .venv/ready
 	$(RUN)/gprune demo
 
@@ -46,6 +46,17 @@ test-lmms: .venv/lmms/ready
 	.venv/lmms/bin/pip install --quiet --disable-pip-version-check -r requirements.lock
 	.venv/lmms/bin/pip install --quiet --disable-pip-version-check --no-deps -r requirements-lmms.lock
 	.venv/lmms/bin/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	touch $@
+
+# vLLM pins its own transformers and more, so its tests have an environment of their own.
+VLLM := .venv-vllm/bin
+test-vllm: .venv-vllm/ready
+	PYTHONPATH=tests/serving/shim $(VLLM)/python -m pytest tests/serving
+
+.venv-vllm/ready: requirements-vllm.lock pyproject.toml
+	$(PYTHON) -m venv .venv-vllm
+	$(VLLM)/pip install --quiet --disable-pip-version-check --no-deps -r requirements-vllm.lock
+	$(VLLM)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	touch $@
 
 lint: .venv/ready
@@ -123,4 +134,4 @@ fuzz: .venv/ready
 	$(RUN)/python -m tests.fuzz --core 100000 --edges 10000
 
 clean:
-	rm -rf .venv out dist site
+	rm -rf .venv .venv-vllm out dist site
