@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import json
+import os
+import shlex
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -684,20 +686,25 @@ def flops(
         out_console.print(f"vision tower {tower / 1e9:.3f} G multiply-adds an image, unchanged")
 
 
-def sizes_of(model: str) -> tuple[LanguageModelShape, int | None, int | None]:
-    """Language model's sizes, cost of the vision tower, and visual tokens an image, if fixed."""
+def read_config(model: str) -> Any:
+    """The config of a model on the Hub or in a folder."""
     from transformers import AutoConfig
 
+    quiet_transformers()
+    try:
+        return AutoConfig.from_pretrained(model)
+    except Exception as error:
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise ValueError(f"model {model!r} has no readable config: {reason}") from error
+
+
+def sizes_of(model: str) -> tuple[LanguageModelShape, int | None, int | None]:
+    """Language model's sizes, cost of the vision tower, and visual tokens an image, if fixed."""
     from gprune.evaluation import LanguageModelShape
     from gprune.evaluation.flops import vision_tower
     from gprune.hf.families import FAMILIES
 
-    quiet_transformers()
-    try:
-        config = AutoConfig.from_pretrained(model)
-    except Exception as error:
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise ValueError(f"model {model!r} has no readable config: {reason}") from error
+    config = read_config(model)
     shape = LanguageModelShape.from_config(config)
     family = next((one for one in FAMILIES if one.name == config.model_type), None)
     if family is not None:
@@ -705,6 +712,39 @@ def sizes_of(model: str) -> tuple[LanguageModelShape, int | None, int | None]:
     tokens = None if family is None else family.tokens_an_image(config)
     # Of towers that take pictures of any size the cost depends on the picture.
     return shape, None if tokens is None else vision_tower(config), tokens
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def serve(
+    context: typer.Context,
+    model: Annotated[str, typer.Argument(help="A served family's name on the Hub, or a folder.")],
+    method: MethodOption = "gprune",
+    keep: KeepOption = "0.36",
+    show: Annotated[
+        bool, typer.Option("--show", help="Print the `vllm serve` command and start nothing.")
+    ] = False,
+) -> None:
+    """Serve a model with vLLM, its images pruned; options that are not gprune's are vLLM's.
+
+    Requests can ask for another keep where vLLM is told --trust-request-mm-kwargs: see
+    docs/serving.md.
+
+    Example: gprune serve llava-hf/llava-1.5-7b-hf --keep 0.36 --port 8000
+    """
+    from gprune.serving.command import process, require_vllm, serve_arguments
+    from gprune.serving.settings import Settings
+
+    with clear_errors():
+        settings = Settings(parse_keep(keep), method)
+        if not show:
+            require_vllm()
+        config = read_config(model)
+        arguments = serve_arguments(model, config, settings, context.args)
+    if show:
+        typer.echo(shlex.join(["vllm", *arguments]))
+        return
+    command = process(arguments)
+    os.execv(command[0], command)
 
 
 def version(show: bool) -> None:
