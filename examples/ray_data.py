@@ -1,0 +1,115 @@
+"""Batch inference over a folder of images: Ray Data with vLLM and gprune's plugin.
+
+python -m examples.ray_data --model llava-hf/llava-1.5-7b-hf --images photos --out answers.jsonl
+
+Ray Data reads the folder, and every engine that it starts answers batches of rows. Needs vLLM and
+ray[data,serve] beside gprune (`make test-vllm` installs them for CPUs). On a cluster, run
+`ray start` on its nodes and set --engines to how many engines should run; images, model and output
+then lie where every node finds them (a shared file system, or s3:// paths for images and output).
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from PIL import Image
+
+from gprune.prompts import prompt_for
+from gprune.serving.command import overrides
+from gprune.serving.settings import Settings
+
+QUESTION = "what is the background color ?"
+
+
+def answer(
+    images: Path,
+    model: str,
+    settings: Settings,
+    question: str = QUESTION,
+    engines: int = 1,
+    gpus: int = 1,
+    **engine: Any,
+) -> list[dict[str, Any]]:
+    """Asks one question of every image in a folder.
+
+    Args:
+        images: the folder.
+        model: a name on the Hub or a folder.
+        settings: method and keep.
+        question: asked of each image.
+        engines: copies of the model; Ray spreads the images over them.
+        gpus: of each engine; 0 runs it on CPUs.
+        engine: other options of vLLM's engine.
+
+    Returns:
+        path, answer and number of prompt tokens of every image.
+    """
+    import ray
+    from ray.data.llm import build_processor, vLLMEngineProcessorConfig
+    from transformers import AutoConfig, AutoProcessor
+
+    options: dict[str, Any] = {
+        "hf_overrides": overrides(AutoConfig.from_pretrained(model), settings),
+        "tensor_parallel_size": max(gpus, 1),
+        **engine,
+    }
+    placement = None
+    if not gpus:
+        placement = {"bundles": [{"CPU": 1}]}
+        options["distributed_executor_backend"] = "mp"
+    config = vLLMEngineProcessorConfig(
+        model_source=model,
+        engine_kwargs=options,
+        concurrency=engines,
+        batch_size=32,
+        placement_group_config=placement,
+        # Prompts are ready below, and the engine tokenizes: each stage less is a process less.
+        chat_template_stage={"enabled": False},
+        tokenize_stage={"enabled": False},
+        detokenize_stage={"enabled": False},
+    )
+    prompt = prompt_for(AutoProcessor.from_pretrained(model), question, 1)
+
+    def ask(row: dict[str, Any]) -> dict[str, Any]:
+        return {
+            "path": row["path"],
+            "prompt": prompt,
+            "multimodal_data": {"image": Image.fromarray(row["image"])},
+            "sampling_params": {"temperature": 0, "max_tokens": 32},
+        }
+
+    def told(row: dict[str, Any]) -> dict[str, Any]:
+        return {
+            "path": row["path"],
+            "answer": row["generated_text"].strip(),
+            "prompt_tokens": row["num_input_tokens"],
+        }
+
+    rows = ray.data.read_images(str(images), mode="RGB", include_paths=True)
+    return build_processor(config, preprocess=ask, postprocess=told)(rows).take_all()
+
+
+def main(
+    model: Annotated[str, typer.Option(help="A name on the Hub or a folder.")],
+    images: Annotated[Path, typer.Option(help="A folder of pictures.")],
+    question: Annotated[str, typer.Option(help="Asked of each.")] = QUESTION,
+    method: Annotated[str, typer.Option(help="One of `gprune methods`.")] = "gprune",
+    keep: Annotated[float, typer.Option(help="Share of the visual tokens to keep.")] = 0.36,
+    engines: Annotated[int, typer.Option(min=1, help="Copies of the model.")] = 1,
+    gpus: Annotated[int, typer.Option(min=0, help="Of each; 0 for CPUs.")] = 1,
+    out: Annotated[Path | None, typer.Option(help="Write answers as JSON lines.")] = None,
+) -> None:
+    """Answer a question about every picture in a folder."""
+    rows = answer(images, model, Settings(keep, method), question, engines, gpus)
+    lines = "".join(json.dumps(row) + "\n" for row in rows)
+    if out is None:
+        print(lines, end="")
+    else:
+        out.write_text(lines)
+
+
+if __name__ == "__main__":
+    typer.run(main)
