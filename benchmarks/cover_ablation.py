@@ -1,33 +1,41 @@
 """GraphCover's parts on validation pictures: python benchmarks/cover_ablation.py
 
-The weight of place, and merging, chosen on the validation split of the tiny VLM's scenes and
-easy-VQA; the test split stays for `tiny_accuracy.py`.
+The weight of place, merging, and a budget that follows the picture, calibrated on other pictures,
+chosen on the validation split of the tiny VLM's scenes and easy-VQA; the test split stays for
+`tiny_accuracy.py`.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
+import torch
 import typer
 from rich.console import Console
 from rich.progress import track
 from tiny_accuracy import summary, tally
 
-from gprune import DivPrune, GraphCover, Pruner
+from gprune import CoverBudget, DivPrune, GraphCover, Pruner, VisualTokens
 from gprune.asking import quiet_transformers
-from gprune.cli import parse_keep
 from gprune.tinyvlm import load
-from gprune.tinyvlm.accuracy import TYPES, held_out, score
+from gprune.tinyvlm.accuracy import TYPES, grid_of, held_out, projected_batches, score
+
+# The seed of the scenes on which a budget that follows the picture is calibrated.
+OTHERS = 7
 
 
-def variants(keep: float | int) -> dict[str, Pruner]:
-    """GraphCover with other weights of place, with merging, and its nearest peer."""
+def variants(keep: float, others: Sequence[VisualTokens]) -> dict[str, Pruner]:
+    """GraphCover with other weights of place, merging, another budget, and its nearest peer."""
     found: dict[str, Pruner] = {"divprune": DivPrune(keep)}
     for place in (0.0, 0.5, 1.0, 2.0, 4.0, 8.0):
         found[f"place {place:g}"] = GraphCover(keep, place=place)
     found["place 2, merged"] = GraphCover(keep, place=2.0, merge=True)
+    for place in (0.5, 2.0):
+        budget = CoverBudget.calibrated(keep, others, place=place)
+        found[f"place 2, budget by place {place:g}"] = GraphCover(budget)
     return found
 
 
@@ -42,19 +50,31 @@ def main(
     """Score every variant and print a Markdown table of macro accuracy."""
     quiet_transformers()
     model, _ = load()
+    grid = grid_of(model)
     samples = held_out("validation", scenes, easy_vqa)
-    budgets = [parse_keep(keep) for keep in keeps.split(",")]
+    with torch.inference_mode():
+        encoded = list(projected_batches(model, samples))
+        others = [
+            VisualTokens(features, grid=(grid, grid))
+            for batch, _ in projected_batches(model, held_out("validation", 80, 0, seed=OTHERS))
+            for features in batch
+        ]
+    budgets = [float(keep) for keep in keeps.split(",")]
     rows = []
-    work = [(keep, *pair) for keep in budgets for pair in variants(keep).items()]
+    work = [(keep, *pair) for keep in budgets for pair in variants(keep, others).items()]
     for keep, name, pruner in track(work, "variants", console=Console(stderr=True)):
-        found = tally(samples, score(model, samples, pruner))
-        rows.append({"variant": name, "keep": keep, **summary(found)})
+        found = tally(samples, score(model, samples, pruner, encoded))
+        kept = sum(
+            len(pruner.select(VisualTokens(x, grid=(grid, grid)))) for b, _ in encoded for x in b
+        )
+        share = kept / (len(samples) * grid**2)
+        rows.append({"variant": name, "keep": keep, "kept": share, **summary(found)})
     full = summary(tally(samples, score(model, samples)))
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps({"full": full, "rows": rows, "types": TYPES}, indent=2) + "\n")
     print(f"| | {' | '.join(str(keep) for keep in budgets)} |")
     print("|---" * (1 + len(budgets)) + "|")
-    for name in variants(budgets[0]):
+    for name in dict.fromkeys(row["variant"] for row in rows):
         cells = [f"{row['macro']:.1f}" for row in rows if row["variant"] == name]
         print(f"| {name} | {' | '.join(cells)} |")
     print(f"| all tokens | {full['macro']:.1f} |")

@@ -1,21 +1,20 @@
 """What mkdocs cannot read from its settings: a page for every method, made from its docstring.
 
 A method is found in the source, without importing it: a class in gprune/pruners with a `name`. The
-page shows its docstring, and its row of the tiny model's results. A page of the same name that
+page shows its docstring, and its row of the leaderboard. A page of the same name that
 someone wrote comes before, whole.
 """
 
 from __future__ import annotations
 
 import ast
-import json
 from pathlib import Path
 from typing import Any
 
 from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).parents[1]
-RESULTS = ROOT / "benchmarks" / "results" / "tiny_accuracy.json"
+LEADERBOARD = ROOT / "docs" / "leaderboard.md"
 
 
 def methods() -> dict[str, tuple[str, str]]:
@@ -39,26 +38,19 @@ def named(node: ast.ClassDef) -> str | None:
 
 
 def results(name: str) -> str:
-    """The method's macro accuracy by budget as a table, or nothing where it was not measured."""
-    measured = json.loads(RESULTS.read_text())["rows"]
-    full = next(row["macro"] for row in measured if row["method"] == "all tokens")
-    rows = [row for row in measured if row["method"] == name]
+    """The method's row of the leaderboard's first table, or nothing where it was not measured."""
+    lines = LEADERBOARD.read_text().splitlines()
+    start = lines.index("## Macro accuracy") + 2
+    rows = [
+        line for line in lines[start : lines.index("", start)] if line.startswith(f"| {name} |")
+    ]
     if not rows:
         return ""
-    rows.sort(key=lambda row: -row["keep"])
-    lines = [
-        "## Results",
-        "",
-        "On the tiny model, macro accuracy in % and its share of what all tokens reach; "
-        "[every question type](../tiny_accuracy.md).",
-        "",
-        "| keep | accuracy | retained |",
-        "|---|---|---|",
-    ]
-    lines += [
-        f"| {row['keep']} | {row['macro']:.1f} | {100 * row['macro'] / full:.1f} |" for row in rows
-    ]
-    return "\n".join(lines) + "\n"
+    heading = (
+        "## Results\n\nOn the tiny model, rank and macro accuracy in % by share of tokens kept"
+    )
+    table = "\n".join([*lines[start : start + 2], *rows])
+    return f"{heading}; [the leaderboard](../leaderboard.md) has the others.\n\n{table}\n"
 
 
 def page(name: str, module: str, kind: str) -> str:

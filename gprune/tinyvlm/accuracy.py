@@ -105,13 +105,20 @@ def score(
     grid = grid_of(model)
     outcomes: list[list[bool]] = []
     for features, questions in encoded or projected_batches(model, samples):
-        packed = pack(questions, tokenizer, grid**2)
-        places = None
+        whole = torch.arange(grid**2, device=features.device)
+        kept = [(whole, x) for x in features]
         if pruner is not None:
-            reduced = [pruner.reduce(VisualTokens(x, grid=(grid, grid))) for x in features]
-            # Equal counts: every picture has as many tokens.
-            places, features = (torch.stack(part) for part in zip(*reduced, strict=True))
-        outcomes += answered(said(model, features, packed, places), packed, tokenizer)
+            kept = [pruner.reduce(VisualTokens(x, grid=(grid, grid))) for x in features]
+        found: dict[int, list[bool]] = {}
+        # Pictures with as many tokens go together; with a fixed budget, all of them.
+        for count in sorted({len(x) for _, x in kept}):
+            rows = [row for row, (_, x) in enumerate(kept) if len(x) == count]
+            packed = pack([questions[row] for row in rows], tokenizer, grid**2)
+            few = torch.stack([kept[row][1] for row in rows])
+            places = torch.stack([kept[row][0] for row in rows])
+            right = answered(said(model, few, packed, places), packed, tokenizer)
+            found.update(zip(rows, right, strict=True))
+        outcomes += [found[row] for row in range(len(kept))]
     return outcomes
 
 
