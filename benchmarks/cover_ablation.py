@@ -52,11 +52,14 @@ def main(
     model, _ = load()
     grid = grid_of(model)
     samples = held_out("validation", scenes, easy_vqa)
+    # Other pictures, in about the same mix.
+    mixed = held_out("validation", scenes // 2, easy_vqa + easy_vqa // 2, seed=OTHERS)
+    calibration = mixed[: scenes // 2] + mixed[scenes // 2 + easy_vqa :]
     with torch.inference_mode():
         encoded = list(projected_batches(model, samples))
         others = [
             VisualTokens(features, grid=(grid, grid))
-            for batch, _ in projected_batches(model, held_out("validation", 80, 0, seed=OTHERS))
+            for batch, _ in projected_batches(model, calibration)
             for features in batch
         ]
     budgets = [float(keep) for keep in keeps.split(",")]

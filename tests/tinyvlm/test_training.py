@@ -10,9 +10,17 @@ import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
 from typer.testing import CliRunner
 
-from gprune import GPrune, UniformGridPruner
+from gprune import CoverBudget, GPrune, GraphCover, UniformGridPruner, VisualTokens
 from gprune.tinyvlm import easyvqa, load, make_scene
-from gprune.tinyvlm.accuracy import Sample, by_type, held_out, score, to_pixels, vision_features
+from gprune.tinyvlm.accuracy import (
+    Sample,
+    by_type,
+    held_out,
+    projected_batches,
+    score,
+    to_pixels,
+    vision_features,
+)
 from gprune.tinyvlm.model import Architecture, build_model, build_processor, sinusoids
 from gprune.tinyvlm.packing import IGNORED, answered, pack, packed_logits, said
 from gprune.tinyvlm.scenes import HUES, IMAGE_SIZE, MARKS, RICH_TYPES, Question
@@ -56,8 +64,6 @@ def test_packed_questions_are_answered_as_if_alone(model, keep):
         if keep == 1.0:
             logits = packed_logits(model, features, packed)
         else:
-            from gprune import VisualTokens
-
             places = torch.stack([pruner.select(VisualTokens(x, grid=(14, 14))) for x in features])
             few = torch.stack([x[p] for x, p in zip(features, places, strict=True)])
             logits = packed_logits(model, few, packed, places)
@@ -84,6 +90,21 @@ def test_score_counts_by_type(model):
     assert [len(results) for results in outcomes] == [len(sample.questions) for sample in samples]
     asked = Counter(question.kind for sample in samples for question in sample.questions)
     assert {kind: len(results) for kind, results in by_type(samples, outcomes).items()} == asked
+
+
+def test_pictures_with_different_budgets_are_scored_as_alone():
+    model, _ = load()
+    samples = held_out("test", scenes=6, easy_vqa=2)
+    budget = CoverBudget(radius=0.9)
+    pruner = GraphCover(keep=budget)
+    features = [x for batch, _ in projected_batches(model, samples) for x in batch]
+    counts = budget([VisualTokens(x.detach(), grid=(14, 14)) for x in features])
+    assert len(set(counts)) > 2
+    alone = [
+        score(model, [sample], GraphCover(keep=count))[0]
+        for sample, count in zip(samples, counts, strict=True)
+    ]
+    assert score(model, samples, pruner) == alone
 
 
 def test_every_word_is_known():
