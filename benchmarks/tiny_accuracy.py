@@ -213,8 +213,8 @@ def write(file: Path, content: dict[str, Any]) -> None:
 
 
 def main(
-    scenes: Annotated[int, typer.Option(min=1, help="Held-out scenes.")] = 400,
-    easy_vqa: Annotated[int, typer.Option(min=1, help="Pictures of easy-VQA's test split.")] = 150,
+    scenes: Annotated[int, typer.Option(min=1, help="Held-out scenes.")] = 100,
+    easy_vqa: Annotated[int, typer.Option(min=1, help="Pictures of easy-VQA's test split.")] = 40,
     keeps: Annotated[str, typer.Option(help="Budgets.")] = BUDGETS,
     names: Annotated[str, typer.Option(help="Methods; all by default.")] = ",".join(methods()),
     checkpoint: Annotated[Path | None, typer.Option(help="Another checkpoint.")] = None,

