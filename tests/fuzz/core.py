@@ -28,7 +28,10 @@ BAD_KEEPS = (
 # Methods that need more than one group's signals: the model, or the frames of a video.
 ELSEWHERE = {"downsampling", "fastv", "pyramiddrop", "sparsevlm", "evs", "vidcom2"}
 CHOOSING = [name for name in METHODS if name not in ELSEWHERE]
-SIGNALS = ("grid", "positions", "attention", "text", "protected")
+SIGNALS = (
+    *("grid", "positions", "attention", "text", "protected"),
+    *("object_attention", "keys", "aligned"),
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,7 +101,8 @@ def cases(draw: st.DrawFn) -> Case:
         place = tuple(draw(st.integers(0, size - 1)) for size in shape)
         features[place] = draw(st.sampled_from(BAD_VALUES))
     keep = draw(st.sampled_from(BAD_KEEPS if wrong == "keep" else GOOD_KEEPS))
-    signals = good_signals(draw(st.integers(0, 31)), rows, columns, d, dtype, seed)
+    chosen = draw(st.integers(0, 2 ** len(SIGNALS) - 1))
+    signals = good_signals(chosen, rows, columns, d, dtype, seed)
     if wrong == "signal":
         signals[draw(st.sampled_from(SIGNALS))] = draw(st.sampled_from(bad_signals(n, d)))
     if draw(st.booleans()):
@@ -119,6 +123,9 @@ def good_signals(
         "attention": torch.rand(n, generator=random),
         "text": torch.randn(3, d, generator=random).to(dtype if dtype.is_floating_point else None),
         "protected": torch.rand(n, generator=random) < 0.2,
+        "object_attention": torch.rand(n, generator=random),
+        "keys": torch.randn(n, 4, generator=random),
+        "aligned": torch.randn(n, d, generator=random),
     }
     return {name: every[name] for bit, name in enumerate(SIGNALS) if chosen >> bit & 1}
 
