@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Self
 
-import torch
 from torch import Tensor
 
 from gprune.budget import check_keep, kept_count
+from gprune.pruners.base import check_weight
 from gprune.pruners.cover import GraphCover
-from gprune.pruners.diversity import farthest_first
 from gprune.tokens import VisualTokens
 
 
@@ -48,14 +46,9 @@ class CoverBudget:
     place: float = 2.0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.radius < math.inf:
-            raise ValueError(f"radius={self.radius} must be a finite number >= 0")
+        check_weight("radius", self.radius)
         for name in ("least", "most"):
-            share = getattr(self, name)
-            if not isinstance(check_keep(share), float):
-                raise TypeError(
-                    f"{name}={share} must be a share in (0, 1] such as 0.1, not a count"
-                )
+            require_share(name, getattr(self, name), "0.1")
         if self.least > self.most:
             raise ValueError(f"least={self.least} must not exceed most={self.most}")
         GraphCover(1.0, place=self.place)  # raises for a weight out of range
@@ -84,10 +77,7 @@ class CoverBudget:
         Raises:
             TypeError, ValueError: a number is out of range, or there are no groups.
         """
-        if not isinstance(check_keep(average), float):
-            raise TypeError(
-                f"average={average} must be a share in (0, 1] such as 0.25, not a count"
-            )
+        require_share("average", average, "0.25")
         least = average / 2 if least is None else least
         most = min(1.0, 2 * average) if most is None else most
         bounds = cls(0.0, least, most, place)  # raises for shares out of range
@@ -126,9 +116,7 @@ class CoverBudget:
         """
         n = len(tokens)
         first, last = kept_count(n, self.least), kept_count(n, self.most)
-        squared = GraphCover(1.0, place=self.place).distance(tokens)
-        central = squared.sum(1, dtype=torch.float64).argmin()
-        order = farthest_first(squared, central, last)
+        squared, order = GraphCover(1.0, place=self.place).centres(tokens, last)
         # [last, n]: distance of every token to the nearest of the first centres.
         nearest = squared[order].cummin(0).values
         radii = nearest.amax(1).clamp(min=0).double().sqrt()
@@ -140,10 +128,10 @@ class CoverBudget:
         return kept_count(n, self.least) + min(enough, len(radii) - 1)
 
 
-def check_share(name: str, share: float) -> None:
+def require_share(name: str, share: float, example: str) -> None:
     """Raises TypeError for a count, ValueError for a share outside (0, 1]."""
     if not isinstance(check_keep(share), float):
-        raise TypeError(f"{name}={share} must be a share in (0, 1] such as 0.1, not a count")
+        raise TypeError(f"{name}={share} must be a share in (0, 1] such as {example}, not a count")
 
 
 def unprotected(tokens: VisualTokens) -> VisualTokens:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import gprune
 from gprune import GPrune, Pruner, ScorePruner, VisualTokens
@@ -82,7 +82,6 @@ def answer(
     with pruner(model) as pruned:
         short = generate(model, processor, inputs, max_new_tokens)
     visual = int((inputs["input_ids"] == model.config.image_token_id).sum())
-    dropped = sum(group.size - len(group.indices) for group in pruned.kept[0])
     by_layer = pruned.visual_by_layer
     assert isinstance(pruner.keep, float | int)  # commands take numbers alone
     cost = saving(
@@ -91,7 +90,7 @@ def answer(
         inputs["input_ids"].shape[1] - visual,
         pruner.keep,
         bytes_per_value=model.dtype.itemsize,
-        kept_tokens=visual - dropped if by_layer is None else by_layer[0],
+        kept_tokens=visual - pruned.dropped[0] if by_layer is None else by_layer[0],
     )
     return Outcome(inputs, full, short, pruned, cost)
 
@@ -105,6 +104,11 @@ def shown_to(processor: Any, outcome: Outcome, picture: Image.Image) -> Image.Im
     if pixels.ndim == 2:
         return picture
     return seen_image(processor, pixels[0] if pixels.ndim == 4 else pixels[0, 0])
+
+
+def scores_features(pruner: Pruner) -> TypeGuard[ScorePruner]:
+    """Whether a method gives `first_tokens`, which have no signals, a score each to be drawn."""
+    return isinstance(pruner, ScorePruner) and not pruner.signals
 
 
 def first_tokens(model: Any, outcome: Outcome) -> VisualTokens:
@@ -137,7 +141,7 @@ def pictures_of(
         return pictures
     share = f"kept {len(group.indices)} of {group.size} tokens"
     pictures.append((share, viz.overlay(image, group.indices, group.grid)))
-    if isinstance(pruner, ScorePruner) and not pruner.signals:
+    if scores_features(pruner):
         tokens = first_tokens(model, outcome)
         pictures.append(("scores by rank", viz.score_map(image, pruner.score(tokens), group.grid)))
         if isinstance(pruner, GPrune):

@@ -11,8 +11,8 @@ from urllib.parse import urlencode
 from PIL import Image
 
 import gprune
-from gprune import ScorePruner, SimilarityGraph, VisualTokens, viz
-from gprune.asking import answer, first_tokens, shown_to
+from gprune import SimilarityGraph, VisualTokens, viz
+from gprune.asking import answer, first_tokens, scores_features, shown_to
 from gprune.evaluation import PrefillTimes, Saving, prefill_times
 from gprune.graph import check_threshold
 
@@ -283,7 +283,7 @@ class Asker:
         grid = page.tokens.grid
         if grid is not None:
             overlay = viz.overlay(page.shown, kept, grid)
-            if isinstance(pruner, ScorePruner) and not pruner.signals:
+            if scores_features(pruner):
                 scores = viz.score_map(page.shown, pruner.score(page.tokens), grid)
         times = prefill_times(self.model, outcome.inputs, pruner, repeats=3) if timed else None
         return Column(

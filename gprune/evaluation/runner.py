@@ -159,7 +159,7 @@ class Evaluation:
         with nullcontext() if pruner is None else pruner(self.model) as pruned:
             with measured(self.model, pruner) as cost:
                 ids = self.model.generate(**inputs, **options)
-            kept = None if pruned is None else pruned.kept
+            dropped = [0] * len(part) if pruned is None else pruned.dropped
             by_layer = None if pruned is None else pruned.visual_by_layer
         shares = shares_of(cost, len(part))
         said = self.processor.batch_decode(
@@ -168,9 +168,6 @@ class Evaluation:
         placeholders = inputs["input_ids"] == self.model.config.image_token_id
         for row, example in enumerate(part):
             visual = int(placeholders[row].sum())
-            dropped = 0
-            if kept is not None:
-                dropped = sum(group.size - len(group.indices) for group in kept[row])
             yield {
                 "id": example.id,
                 "picture": example.picture,
@@ -178,7 +175,7 @@ class Evaluation:
                 "prediction": said[row].strip(),
                 "right": is_right(said[row], example.answers),
                 "visual_tokens": visual,
-                "kept_tokens": visual - dropped,
+                "kept_tokens": visual - dropped[row],
                 "text_tokens": int(inputs["attention_mask"][row].sum()) - visual,
                 **({} if by_layer is None else {"visual_by_layer": by_layer[row]}),
                 **shares,

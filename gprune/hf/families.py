@@ -39,6 +39,23 @@ class Group:
     kind: str = "image"
 
 
+@dataclass(frozen=True, eq=False)
+class Patches:
+    """What a vision encoder knows of the patches of one call.
+
+    Attributes:
+        values: of every patch (and CLS token) as the encoder sees them, [b, patches, c].
+        modality: ``image`` or ``video``.
+        call: the arguments of the encoding method.
+        lengths: tokens of each image.
+    """
+
+    values: Tensor
+    modality: str
+    call: dict[str, Any]
+    lengths: Sequence[int]
+
+
 @dataclass(frozen=True)
 class Family:
     """A model family; the defaults fit models with one raster of patches an image.
@@ -107,23 +124,12 @@ class Family:
         names = ("vision_tower", "visual", "vision_model")
         return next(getattr(base, name) for name in names if hasattr(base, name))
 
-    def per_token(
-        self,
-        model: Any,
-        modality: str,
-        patches: Tensor,
-        call: dict[str, Any],
-        lengths: Sequence[int],
-    ) -> list[Tensor]:
+    def per_token(self, model: Any, patches: Patches) -> list[Tensor]:
         """What the encoder knows of patches, for the tokens that the model makes of them.
 
         Args:
             model: the model.
-            modality: ``image`` or ``video``.
-            patches: values of every patch (and CLS token) as the encoder sees them,
-                [b, patches, c]; several patches of one token are averaged.
-            call: the arguments of the encoding method.
-            lengths: tokens of each image.
+            patches: what the encoder knows; several patches of one token are averaged.
 
         Returns:
             for each image values [n, c]; those of tokens in no group mean nothing.
@@ -206,21 +212,14 @@ class SquareTiles(Family):
         rows = torch.arange(others, len(features), device=features.device)
         return [Group(rows, (side, side), self.kind)]
 
-    def per_token(
-        self,
-        model: Any,
-        modality: str,
-        patches: Tensor,
-        call: dict[str, Any],
-        lengths: Sequence[int],
-    ) -> list[Tensor]:
+    def per_token(self, model: Any, patches: Patches) -> list[Tensor]:
         config = model.config
-        patches = selected(self.tower(model), config, patches)
+        values = selected(self.tower(model), config, patches.values)
         others, side = self.others(config), self.side(config)
         merge = patches_a_side(config) // side
-        sizes = (len(patches), side, merge, side, merge, patches.shape[-1])
-        raster = patches[:, others:].reshape(sizes).mean((2, 4))
-        return list(torch.cat([patches[:, :others], raster.flatten(1, 2)], 1))
+        sizes = (len(values), side, merge, side, merge, values.shape[-1])
+        raster = values[:, others:].reshape(sizes).mean((2, 4))
+        return list(torch.cat([values[:, :others], raster.flatten(1, 2)], 1))
 
 
 class Llava(SquareTiles):
@@ -338,20 +337,13 @@ class LlavaNext(Family):
             groups.append(Group(raster.flatten(), (len(ends), width - 1), "canvas"))
         return groups
 
-    def per_token(
-        self,
-        model: Any,
-        modality: str,
-        patches: Tensor,
-        call: dict[str, Any],
-        lengths: Sequence[int],
-    ) -> list[Tensor]:
-        patches = selected(self.tower(model), model.config, patches)
+    def per_token(self, model: Any, patches: Patches) -> list[Tensor]:
+        values = selected(self.tower(model), model.config, patches.values)
         packed, _ = model.base_model.pack_image_features(
-            torch.split(patches, self.tiles(model.config, call)),
-            call["image_sizes"],
-            image_newline=patches.new_zeros(patches.shape[-1]),
-            **self.packing(model.config, call),
+            torch.split(values, self.tiles(model.config, patches.call)),
+            patches.call["image_sizes"],
+            image_newline=values.new_zeros(values.shape[-1]),
+            **self.packing(model.config, patches.call),
         )
         return list(packed)
 
@@ -397,19 +389,12 @@ class LlavaOnevision(LlavaNext):
             "vision_aspect_ratio": call.get("vision_aspect_ratio") or config.vision_aspect_ratio
         }
 
-    def per_token(
-        self,
-        model: Any,
-        modality: str,
-        patches: Tensor,
-        call: dict[str, Any],
-        lengths: Sequence[int],
-    ) -> list[Tensor]:
-        if modality == "image":
-            return super().per_token(model, modality, patches, call, lengths)
-        patches = selected(self.tower(model), model.config, patches)
-        pooled = model.base_model.apply_pooling(patches)
-        videos = pooled.reshape(len(call["pixel_values_videos"]), -1, pooled.shape[-1])
+    def per_token(self, model: Any, patches: Patches) -> list[Tensor]:
+        if patches.modality == "image":
+            return super().per_token(model, patches)
+        values = selected(self.tower(model), model.config, patches.values)
+        pooled = model.base_model.apply_pooling(values)
+        videos = pooled.reshape(len(patches.call["pixel_values_videos"]), -1, pooled.shape[-1])
         return list(F.pad(videos, (0, 0, 0, 1)))  # the newline
 
 
@@ -435,21 +420,14 @@ class LlavaNextVideo(LlavaNext):
         side = patches_a_side(model.config) // int(model.config.spatial_pool_stride)
         return frames(features, side, newlines=0)
 
-    def per_token(
-        self,
-        model: Any,
-        modality: str,
-        patches: Tensor,
-        call: dict[str, Any],
-        lengths: Sequence[int],
-    ) -> list[Tensor]:
-        if modality == "image":
-            return super().per_token(model, modality, patches, call, lengths)
-        patches = selected(self.tower(model), model.config, patches)
+    def per_token(self, model: Any, patches: Patches) -> list[Tensor]:
+        if patches.modality == "image":
+            return super().per_token(model, patches)
+        values = selected(self.tower(model), model.config, patches.values)
         side = patches_a_side(model.config)
-        raster = patches.view(len(patches), side, side, -1).permute(0, 3, 1, 2)
+        raster = values.view(len(values), side, side, -1).permute(0, 3, 1, 2)
         pooled = F.avg_pool2d(raster, int(model.config.spatial_pool_stride)).flatten(2).mT
-        return list(pooled.reshape(len(call["pixel_values_videos"]), -1, pooled.shape[-1]))
+        return list(pooled.reshape(len(patches.call["pixel_values_videos"]), -1, pooled.shape[-1]))
 
 
 class QwenVL(Family):
@@ -497,21 +475,14 @@ class QwenVL(Family):
         kind = "image" if modality == "image" else "frame"
         return [Group(part, grid[1:], kind) for part in torch.split(rows, grid[1] * grid[2])]
 
-    def per_token(
-        self,
-        model: Any,
-        modality: str,
-        patches: Tensor,
-        call: dict[str, Any],
-        lengths: Sequence[int],
-    ) -> list[Tensor]:
+    def per_token(self, model: Any, patches: Patches) -> list[Tensor]:
         # The patches of a token follow each other.
         unit = model.config.vision_config.spatial_merge_size**2
-        tokens = patches[0].view(-1, unit, patches.shape[-1]).mean(1)
-        order = self.encoder_order(model.config, call[f"{modality}_grid_thw"])
+        tokens = patches.values[0].view(-1, unit, patches.values.shape[-1]).mean(1)
+        order = self.encoder_order(model.config, patches.call[f"{patches.modality}_grid_thw"])
         if order is not None:
             tokens = tokens[order.to(tokens.device).argsort()]
-        return list(torch.split(tokens, list(lengths)))
+        return list(torch.split(tokens, list(patches.lengths)))
 
     def encoder_order(self, config: Any, grid: Tensor) -> Tensor | None:
         """Which token each one in the encoder is, int64 [n]; None where their order is the same."""

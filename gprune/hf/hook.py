@@ -26,7 +26,7 @@ from gprune.hf.cache import PrunedCache, mark_pruned
 from gprune.hf.families import PIXELS, Family, family_of
 from gprune.hf.signals import VisionSignals, replaced
 from gprune.hf.versions import require_tested_transformers
-from gprune.pruners.base import Pruner, merged
+from gprune.pruners.base import Pruner, assembled
 from gprune.pruners.decoder import DecoderPruner
 from gprune.pruners.downsampling import Downsampling
 from gprune.tokens import VisualTokens
@@ -204,6 +204,11 @@ class PrunedModel:
             for row, groups in zip(rows, selection.by_row(), strict=True):
                 row += groups
         return rows
+
+    @property
+    def dropped(self) -> list[int]:
+        """How many visual tokens of each row of the latest prefill's batch were dropped."""
+        return [sum(group.size - len(group.indices) for group in row) for row in self.kept]
 
     def inside(self) -> AbstractContextManager[None]:
         """What else is changed in the model while it is pruned; here, nothing."""
@@ -421,7 +426,6 @@ class PrunedModel:
         signals: dict[str, Tensor],
     ) -> ImageChoice:
         """Runs the pruner on every group of one image's features [n, d]."""
-        stays = torch.ones(len(features), dtype=torch.bool, device=features.device)
         divided = self.family.groups(self.model, modality, features, grid)
         tokens = [
             VisualTokens(
@@ -432,21 +436,15 @@ class PrunedModel:
             )
             for group in divided
         ]
-        groups = []
-        whole = features
-        for group, reduced in zip(divided, self.pruner.reduce_groups(tokens), strict=True):
-            indices, members = reduced
-            stays[group.rows] = False
-            stays[group.rows[indices]] = True
-            if members is not None:
-                self._require_merging()
-                means = merged(features[group.rows], members, len(indices))
-                whole = whole.index_copy(0, group.rows[indices], means)
-            groups.append((indices, len(group.rows), group.grid, group.kind))
-        # The number kept is known from the groups: reading it off the flags would stall a GPU.
-        k = len(features) - sum(size - len(indices) for indices, size, *_ in groups)
-        order = torch.sort(stays.to(torch.uint8), descending=True, stable=True).indices
-        return ImageChoice(order[:k], whole[order[:k]], groups)
+        reduced = self.pruner.reduce_groups(tokens)
+        if any(members is not None for _, members in reduced):
+            self._require_merging()
+        rows, whole = assembled(features, [group.rows for group in divided], reduced)
+        groups = [
+            (indices, len(group.rows), group.grid, group.kind)
+            for group, (indices, _) in zip(divided, reduced, strict=True)
+        ]
+        return ImageChoice(rows, whole[rows], groups)
 
     def _require_merging(self) -> None:
         """Raises UnsupportedModelError where the model cannot be given means."""

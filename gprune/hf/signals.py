@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from gprune.errors import UnsupportedModelError
-from gprune.hf.families import Family, has_cls
+from gprune.hf.families import Family, Patches, has_cls
 
 # Attention modules whose weights were compared with those that the eager kernel returns: with
 # projections apart, and with one for queries, keys and values that are then rotated.
@@ -154,11 +154,12 @@ class VisionSignals:
         self, modality: str, seen: dict[str, Tensor], call: Any, output: Any
     ) -> list[dict[str, Tensor]]:
         """Deals what was seen of patches out to the tokens of each image."""
-        patches = torch.cat(list(seen.values()), -1)  # [b, patches, channels]
+        values = torch.cat(list(seen.values()), -1)  # [b, patches, channels]
         lengths = [len(features) for features in self.family.features(self.model, output)]
-        images = self.family.per_token(self.model, modality, patches, call, lengths)
+        patches = Patches(values, modality, call, lengths)
+        images = self.family.per_token(self.model, patches)
         assert [len(image) for image in images] == lengths  # of the same patches
-        widths = [values.shape[-1] for values in seen.values()]
+        widths = [part.shape[-1] for part in seen.values()]
         return [dict(zip(seen, torch.split(image, widths, -1), strict=True)) for image in images]
 
     @torch.no_grad()

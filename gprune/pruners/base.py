@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
@@ -237,6 +238,26 @@ class MergingPruner(Pruner):
         return self.partition(tokens, k)[0]
 
 
+def check_share(name: str, value: float, interval: str = "[0, 1]") -> None:
+    """Raises ValueError unless ``value`` is in an interval from 0 to 1; a round bracket is open."""
+    above = value >= 0 if interval.startswith("[") else value > 0
+    below = value <= 1 if interval.endswith("]") else value < 1
+    if not (above and below):
+        raise ValueError(f"{name}={value} must be a share in {interval}")
+
+
+def check_weight(name: str, value: float) -> None:
+    """Raises ValueError unless ``value`` is finite and not negative."""
+    if not (math.isfinite(value) and value >= 0):
+        raise ValueError(f"{name}={value} must be a finite number >= 0")
+
+
+def check_number(name: str, value: int, least: int) -> None:
+    """Raises ValueError unless ``value`` is ``least`` or more."""
+    if value < least:
+        raise ValueError(f"{name}={value} must be at least {least}")
+
+
 def highest(scores: Tensor, k: int) -> Tensor:
     """Indices of the ``k`` highest ``scores`` [n], ascending; ties go to the lowest index."""
     # `topk` leaves the order of ties to the device; a stable sort does not.
@@ -248,6 +269,48 @@ def unchosen(chosen: Tensor, n: int) -> Tensor:
     """The indices below ``n`` that are not among ``chosen``, ascending; nothing is read back."""
     flags = torch.zeros(n, dtype=torch.uint8, device=chosen.device).index_fill(0, chosen, 1)
     return torch.sort(flags, stable=True).indices[: n - len(chosen)]
+
+
+def assembled(
+    features: Tensor, rows: Sequence[Tensor], reduced: Sequence[tuple[Tensor, Tensor | None]]
+) -> tuple[Tensor, Tensor]:
+    """What stays of one image, put together from what was chosen of its groups.
+
+    Args:
+        features: of the image, [n, d].
+        rows: of each group, int64 [m]; rows in no group stay.
+        reduced: what `Pruner.reduce_groups` gives for each group.
+
+    Returns:
+        the rows that stay, int64 [k], ascending; and the features, [n, d], with what a merging
+        method made of those that stay.
+    """
+    stays = torch.ones(len(features), dtype=torch.bool, device=features.device)
+    whole, count = features, len(features)
+    for own, (kept, members) in zip(rows, reduced, strict=True):
+        stays[own] = False
+        stays[own[kept]] = True
+        if members is not None:
+            means = merged(features[own], members, len(kept))
+            whole = whole.index_copy(0, own[kept], means)
+        count += len(kept) - len(own)
+    # The number kept is known from the groups: reading it off the flags would stall a GPU.
+    order = torch.sort(stays.to(torch.uint8), descending=True, stable=True).indices
+    return order[:count], whole
+
+
+def into_kept(kept: Tensor, target: Tensor) -> Tensor:
+    """The members (see `Pruner.partition`) where each token goes into a kept one.
+
+    Args:
+        kept: int64 [k], ascending; a kept token goes into itself.
+        target: index of the kept token that each other one goes into, int64 [n].
+    """
+    place = torch.zeros_like(target)
+    place[kept] = torch.arange(len(kept), device=kept.device)
+    members = place[target]
+    members[kept] = place[kept]
+    return members
 
 
 def merged(features: Tensor, members: Tensor, k: int) -> Tensor:

@@ -71,7 +71,8 @@ class GraphCover(MergingPruner):
         apart = (length[:, None] + length[None] - 2 * points @ points.mT).clamp(min=0)
         return distance + self.place * over_mean(apart, 1e-12).float()
 
-    def partition(self, tokens: VisualTokens, k: int) -> tuple[Tensor, Tensor | None]:
+    def centres(self, tokens: VisualTokens, k: int) -> tuple[Tensor | JointRows, Tensor]:
+        """D² of every pair, or what gives its rows, and ``k`` centres in the order of choice."""
         distance: Tensor | JointRows
         if len(tokens) > graph.WHOLE:
             distance = JointRows(tokens, self.place)
@@ -79,7 +80,11 @@ class GraphCover(MergingPruner):
         else:
             distance = self.distance(tokens)
             central = distance.sum(1, dtype=torch.float64).argmin()
-        kept = farthest_first(distance, central, k).sort().values
+        return distance, farthest_first(distance, central, k)
+
+    def partition(self, tokens: VisualTokens, k: int) -> tuple[Tensor, Tensor | None]:
+        distance, order = self.centres(tokens, k)
+        kept = order.sort().values
         if not self.merge:
             return kept, None
         if isinstance(distance, Tensor):

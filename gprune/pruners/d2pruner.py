@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from gprune.graph import cosine_similarity
-from gprune.pruners.base import Pruner
+from gprune.pruners.base import Pruner, check_share
 from gprune.tokens import VisualTokens
 
 
@@ -53,8 +53,7 @@ class D2Pruner(Pruner):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 <= self.pivots <= 1:
-            raise ValueError(f"pivots={self.pivots} must be a share in [0, 1]")
+        check_share("pivots", self.pivots)
         if not -1 <= self.threshold <= 1:
             raise ValueError(f"threshold={self.threshold} must be a cosine similarity in [-1, 1]")
 

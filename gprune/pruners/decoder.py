@@ -143,9 +143,3 @@ def check_layers(layers: Sequence[int], depth: int) -> tuple[int, ...]:
             f"before a layer, and the language model has {depth} of them, counted from 0"
         )
     return given
-
-
-def check_share(name: str, value: float) -> None:
-    """Raises ValueError unless ``value`` is a share in [0, 1]."""
-    if not 0 <= value <= 1:
-        raise ValueError(f"{name}={value} must lie in [0, 1]")

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from gprune import graph
 from gprune.graph import CosineRows, UnitRows, cosine_similarity
-from gprune.pruners.base import Pruner, highest
+from gprune.pruners.base import Pruner, check_number, highest
 from gprune.tokens import VisualTokens
 
 
@@ -119,8 +119,7 @@ class DART(Pruner):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.pivots < 1:
-            raise ValueError(f"pivots={self.pivots} must be at least 1")
+        check_number("pivots", self.pivots, 1)
 
     def choose(self, tokens: VisualTokens, k: int) -> Tensor:
         # In float64: float32 sums of many channels depend on the order of summation.

@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from gprune.pruners.base import Pruner, highest
+from gprune.pruners.base import Pruner, check_share, highest
 from gprune.tokens import VisualTokens
 
 
@@ -45,10 +45,8 @@ class HiPrune(Pruner):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 <= self.buffered <= 1:
-            raise ValueError(f"buffered={self.buffered} must be a share in [0, 1]")
-        if not 0 < self.object_depth <= 1:
-            raise ValueError(f"object_depth={self.object_depth} must be a share in (0, 1]")
+        check_share("buffered", self.buffered)
+        check_share("object_depth", self.object_depth, "(0, 1]")
 
     def choose(self, tokens: VisualTokens, k: int) -> Tensor:
         assert tokens.attention is not None  # by `signals`

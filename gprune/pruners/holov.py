@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -10,7 +9,7 @@ import torch
 from torch import Tensor
 
 from gprune.graph import cosine_similarity
-from gprune.pruners.base import Pruner
+from gprune.pruners.base import Pruner, check_number, check_weight
 from gprune.pruners.baselines import cells_a_line
 from gprune.tokens import VisualTokens
 
@@ -56,10 +55,8 @@ class HoloV(Pruner):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.crops < 1:
-            raise ValueError(f"crops={self.crops} must be at least 1")
-        if not (math.isfinite(self.context_weight) and self.context_weight >= 0):
-            raise ValueError(f"context_weight={self.context_weight} must be a finite number >= 0")
+        check_number("crops", self.crops, 1)
+        check_weight("context_weight", self.context_weight)
 
     def crop_of(self, tokens: VisualTokens) -> Tensor:
         """The crop of every token, int64 [n]."""

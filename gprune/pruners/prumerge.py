@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from gprune.graph import cosine_similarity
-from gprune.pruners.base import MergingPruner, highest, unchosen
+from gprune.pruners.base import MergingPruner, check_number, check_share, highest, unchosen
 from gprune.pruners.baselines import spread
 from gprune.tokens import VisualTokens
 
@@ -45,8 +45,7 @@ class PruMerge(MergingPruner):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.neighbours < 0:
-            raise ValueError(f"neighbours={self.neighbours} must be at least 0")
+        check_number("neighbours", self.neighbours, 0)
 
     def centres(self, attention: Tensor, k: int) -> Tensor:
         """The tokens to keep, int64 [k], ascending."""
@@ -93,8 +92,7 @@ class PruMergePlus(PruMerge):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 < self.outliers <= 1:
-            raise ValueError(f"outliers={self.outliers} must be a share in (0, 1]")
+        check_share("outliers", self.outliers, "(0, 1]")
 
     def centres(self, attention: Tensor, k: int) -> Tensor:
         count = -int(-k * self.outliers // 1)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -10,7 +9,7 @@ import torch
 from torch import Tensor
 
 from gprune.graph import cosine_similarity
-from gprune.pruners.base import Pruner
+from gprune.pruners.base import Pruner, check_weight
 from gprune.tokens import VisualTokens
 
 
@@ -44,8 +43,7 @@ class SCOPE(Pruner):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not (math.isfinite(self.power) and self.power >= 0):
-            raise ValueError(f"power={self.power} must be a finite number >= 0")
+        check_weight("power", self.power)
 
     def choose(self, tokens: VisualTokens, k: int) -> Tensor:
         assert tokens.attention is not None  # by `signals`

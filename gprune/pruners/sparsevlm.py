@@ -9,8 +9,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from gprune.pruners.base import highest
-from gprune.pruners.decoder import DecoderPruner, DecoderTokens, check_layers, check_share
+from gprune.pruners.base import check_share, highest
+from gprune.pruners.decoder import DecoderPruner, DecoderTokens, check_layers
 
 # The paper's layers, of 32.
 LAYERS, DEPTH = (2, 6, 15), 32

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from gprune.pruners.base import MergingPruner
+from gprune.pruners.base import MergingPruner, into_kept
 from gprune.pruners.relevance import text_similarity
 from gprune.tokens import VisualTokens
 
@@ -41,8 +41,5 @@ class TRIM(MergingPruner):
     def partition(self, tokens: VisualTokens, k: int) -> tuple[Tensor, Tensor | None]:
         order = torch.sort(text_similarity(tokens), descending=True, stable=True).indices
         kept = order[:k].sort().values
-        place = torch.zeros(len(tokens), dtype=torch.long, device=kept.device)
-        place[kept] = torch.arange(k, device=kept.device)
-        members = place[order[k - 1 : k]].expand(len(tokens)).clone()  # the sum of the rest
-        members[kept] = place[kept]
-        return kept, members
+        rest = order[k - 1 : k].expand(len(tokens))  # what stands for all others
+        return kept, into_kept(kept, rest)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from gprune.graph import cosine_similarity
-from gprune.pruners.base import MergingPruner, highest, unchosen
+from gprune.pruners.base import MergingPruner, check_share, highest, into_kept, unchosen
 from gprune.tokens import VisualTokens
 
 
@@ -44,8 +44,7 @@ class VisionZip(MergingPruner):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 <= self.contextual < 1:
-            raise ValueError(f"contextual={self.contextual} must be a share in [0, 1)")
+        check_share("contextual", self.contextual, "[0, 1)")
 
     def partition(self, tokens: VisualTokens, k: int) -> tuple[Tensor, Tensor | None]:
         assert tokens.attention is not None  # by `signals`
@@ -59,9 +58,5 @@ class VisionZip(MergingPruner):
         step = len(rest) // targets
         target = rest[: step * targets : step]
         kept = torch.cat([dominant, target]).sort().values
-        place = torch.zeros(n, dtype=torch.long, device=kept.device)
-        place[kept] = torch.arange(k, device=kept.device)
         nearest = cosine_similarity(tokens.keys)[:, target].argmax(1)  # the first of several
-        members = place[target[nearest]]
-        members[kept] = place[kept]
-        return kept, members
+        return kept, into_kept(kept, target[nearest])

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from gprune.graph import cosine_similarity
-from gprune.pruners.base import Pruner
+from gprune.pruners.base import Pruner, check_share
 from gprune.tokens import VisualTokens
 
 # Duplicates that leave in one round.
@@ -45,8 +45,7 @@ class VisPruner(Pruner):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 <= self.important <= 1:
-            raise ValueError(f"important={self.important} must be a share in [0, 1]")
+        check_share("important", self.important)
 
     def choose(self, tokens: VisualTokens, k: int) -> Tensor:
         assert tokens.attention is not None  # by `signals`

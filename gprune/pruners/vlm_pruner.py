@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -10,7 +9,7 @@ import torch
 from torch import Tensor
 
 from gprune.graph import cosine_similarity, token_norms
-from gprune.pruners.base import MergingPruner
+from gprune.pruners.base import MergingPruner, check_number, check_weight
 from gprune.pruners.diversity import farthest_first
 from gprune.tokens import VisualTokens
 
@@ -54,10 +53,8 @@ class VLMPruner(MergingPruner):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.pivots < 1:
-            raise ValueError(f"pivots={self.pivots} must be at least 1")
-        if not (math.isfinite(self.buffering) and self.buffering >= 0):
-            raise ValueError(f"buffering={self.buffering} must be a finite number >= 0")
+        check_number("pivots", self.pivots, 1)
+        check_weight("buffering", self.buffering)
 
     def apart(self, tokens: VisualTokens) -> Tensor:
         """The distance in the raster of every pair, float32 [n, n]; 0 where there is no raster."""

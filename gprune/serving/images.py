@@ -13,7 +13,7 @@ from torch import Tensor
 
 from gprune.budget import Budget, budgets, kept_count
 from gprune.pruners import Pruner
-from gprune.pruners.base import merged
+from gprune.pruners.base import assembled
 from gprune.serving.settings import decode
 from gprune.tokens import VisualTokens
 
@@ -129,25 +129,15 @@ def choose(
         the rows that stay, int64 [k], ascending, and the features, [n, d], with what a merging
         method made of those that stay.
     """
-    stays = torch.ones(len(features), dtype=torch.bool, device=features.device)
-    whole = features
-    count = len(features)
-    for group in groups:
-        rows = group.rows.to(features.device)
+    reduced: list[tuple[Tensor, Tensor | None]] = []
+    places = [group.rows.to(features.device) for group in groups]
+    for group, rows in zip(groups, places, strict=True):
         tokens = VisualTokens(features[rows], grid=group.grid, kind=group.kind)
         if finite is None or bool(finite[rows].all()):
-            indices, members = pruner.reduce_groups([tokens])[0]
+            reduced += pruner.reduce_groups([tokens])
         else:
-            indices, members = choose_finite(pruner, tokens, finite[rows]), None
-        stays[rows] = False
-        stays[rows[indices]] = True
-        if members is not None:
-            means = merged(features[rows], members, len(indices))
-            whole = whole.index_copy(0, rows[indices], means)
-        count += len(indices) - len(rows)
-    # The number kept is known from the groups: reading it off the flags would stall a GPU.
-    order = torch.sort(stays.to(torch.uint8), descending=True, stable=True).indices
-    return order[:count], whole
+            reduced.append((choose_finite(pruner, tokens, finite[rows]), None))
+    return assembled(features, places, reduced)
 
 
 def choose_finite(pruner: Pruner, tokens: VisualTokens, finite: Tensor) -> Tensor:

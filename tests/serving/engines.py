@@ -177,7 +177,7 @@ class Reference:
         ]
         seen = length
         if pruned is not None and prompt.images:
-            seen -= sum(group.size - len(group.indices) for group in pruned.kept[0])
+            seen -= pruned.dropped[0]
         return Answer(tokens, logprobs, seen)
 
 

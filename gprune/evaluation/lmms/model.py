@@ -190,8 +190,7 @@ class PrunedLMM(lmms):  # type: ignore[misc]
         pruner = self.pruner
         with nullcontext() if pruner is None else pruner(self.model, self.positions) as pruned:
             ids = self.model.generate(**inputs, **options)
-            kept = [] if pruned is None else pruned.kept
-        dropped = sum(group.size - len(group.indices) for row in kept for group in row)
+            dropped = 0 if pruned is None else sum(pruned.dropped)
         return ids[:, inputs["input_ids"].shape[1] :], dropped
 
     def _length(self, ids: torch.Tensor) -> int:
