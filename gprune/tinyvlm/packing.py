@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from transformers import LlavaForConditionalGeneration, PreTrainedTokenizerFast
 
-from gprune.tinyvlm.scenes import Question, box_of, overlap
+from gprune.tinyvlm.scenes import Question, box_is_found
 
 IGNORED = -100
 
@@ -149,10 +149,6 @@ def said(
         ids = following
 
 
-# How much of the union of two boxes they must share for the one to be found, as detection has it.
-SHARED = 0.5
-
-
 def answered(
     given: Tensor, packed: PackedQuestions, tokenizer: PreTrainedTokenizerFast
 ) -> list[list[bool]]:
@@ -178,5 +174,4 @@ def _is_right(
 ) -> bool:
     if question.kind != "box" or given[-1] != label[-1]:
         return torch.equal(given, label)
-    told, true = box_of(tokenizer.decode(given[:-1])), box_of(question.answer)
-    return told is not None and true is not None and overlap(told, true) >= SHARED
+    return box_is_found(str(tokenizer.decode(given[:-1])), question.answer)

@@ -632,6 +632,16 @@ def overlap(
     return shared / (area(*one) + area(*other) - shared) if shared else 0.0
 
 
+# How much of the union of two boxes they must share for the one to be found, as detection has it.
+SHARED = 0.5
+
+
+def box_is_found(told: str, true: str) -> bool:
+    """Whether what was told is a box, and near enough to the one that `box_words` tells."""
+    one, other = box_of(told), box_of(true)
+    return one is not None and other is not None and overlap(one, other) >= SHARED
+
+
 def _ask_box(scene: Scene, rng: np.random.Generator) -> Question | None:
     unique = _only([item.name for item in scene.objects])
     if not unique:
