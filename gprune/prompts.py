@@ -45,8 +45,42 @@ def open_image(path: Path, most_pixels: int = MOST_PIXELS) -> Image.Image:
         raise ValueError(f"image {str(path)!r} cannot be read: {error}") from None
 
 
-def prompt_for(processor: Any, text: str, images: int) -> str:
-    """The prompt in the model's chat format where it has one, else placeholders before the text."""
+# Where the question stands in a template.
+QUESTION = "{question}"
+
+
+def check_template(template: str | None) -> None:
+    """Raises ValueError for a template without a place for the question."""
+    if template is not None and QUESTION not in template:
+        raise ValueError(
+            f"template={template!r} does not say where the question stands; write {QUESTION} there"
+        )
+
+
+def prompt_for(processor: Any, text: str, images: int, template: str | None = None) -> str:
+    """The prompt in the model's chat format where it has one, else placeholders before the text.
+
+    Args:
+        processor: the model's.
+        text: the question.
+        images: how many pictures it is about.
+        template: taken in place of the chat format; ``{question}`` stands for the question.
+            Without a placeholder of the model's, one for each picture comes before it.
+
+    Raises:
+        ValueError: the template has no place for the question, or placeholders for another number
+            of pictures.
+    """
+    check_template(template)
+    if template is not None:
+        image = str(processor.image_token)
+        places = template.count(image)
+        if places not in (0, images):
+            raise ValueError(
+                f"template={template!r} has {image} {places} times, and the question is about "
+                f"{images} pictures; leave {image} out, and one for each is put before the template"
+            )
+        return (image * images if places == 0 else "") + template.replace(QUESTION, text)
     if getattr(processor, "chat_template", None):
         content = [{"type": "image"}] * images + [{"type": "text", "text": text}]
         turn = [{"role": "user", "content": content}]
@@ -54,11 +88,19 @@ def prompt_for(processor: Any, text: str, images: int) -> str:
     return str(processor.image_token) * images + text
 
 
-def prepare(model: Any, processor: Any, asked: Sequence[tuple[list[Image.Image], str]]) -> Any:
-    """What ``model`` is called with to answer questions, each with its pictures, in one batch."""
+def prepare(
+    model: Any,
+    processor: Any,
+    asked: Sequence[tuple[list[Image.Image], str]],
+    template: str | None = None,
+) -> Any:
+    """What ``model`` is called with to answer questions, each with its pictures, in one batch.
+
+    ``template`` is that of `prompt_for`.
+    """
     return processor(
         images=[image for images, _ in asked for image in images],
-        text=[prompt_for(processor, text, len(images)) for images, text in asked],
+        text=[prompt_for(processor, text, len(images), template) for images, text in asked],
         padding=len(asked) > 1,  # one prompt needs no padding token
         return_tensors="pt",
     ).to(model.device, dtype=model.dtype)

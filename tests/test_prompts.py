@@ -1,12 +1,14 @@
-"""Reading pictures: upright, whole, and within limits."""
+"""Reading pictures: upright, whole, and within limits; and what a model is asked."""
 
 from __future__ import annotations
+
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from gprune.prompts import open_image
+from gprune.prompts import open_image, prompt_for
 
 ORIENTATION = 0x0112
 
@@ -56,3 +58,42 @@ def test_limits_and_what_is_no_picture(tmp_path):
         open_image(tmp_path / "script.png")
     with pytest.raises(ValueError, match="cannot be read"):
         open_image(tmp_path)
+
+
+BARE = SimpleNamespace(image_token="<img>", chat_template=None)
+
+
+@pytest.mark.parametrize(
+    ("template", "images", "expected"),
+    [
+        (None, 2, "<img><img>what {is} it?"),
+        ("Q: {question} A:", 1, "<img>Q: what {is} it? A:"),
+        ("Q: {question} A:", 2, "<img><img>Q: what {is} it? A:"),
+        ("Q: <img>{question} A:", 1, "Q: <img>what {is} it? A:"),
+        ("<img> and <img>: {question} {answer}", 2, "<img> and <img>: what {is} it? {answer}"),
+    ],
+)
+def test_templates(template, images, expected):
+    assert prompt_for(BARE, "what {is} it?", images, template) == expected
+
+
+def test_a_template_goes_before_the_chat_format():
+    def refuse(*arguments, **options):
+        raise AssertionError("the chat format was used")
+
+    chat = SimpleNamespace(image_token="<img>", chat_template="{{x}}", apply_chat_template=refuse)
+    assert prompt_for(chat, "what?", 1, "{question}") == "<img>what?"
+    with pytest.raises(AssertionError):
+        prompt_for(chat, "what?", 1)
+
+
+@pytest.mark.parametrize("template", ["", "Q: {} A:", "{Question}"])
+def test_templates_without_the_question(template):
+    with pytest.raises(ValueError, match=r"write \{question\} there"):
+        prompt_for(BARE, "what?", 1, template)
+
+
+@pytest.mark.parametrize("images", [1, 3])
+def test_templates_with_other_pictures(images):
+    with pytest.raises(ValueError, match=f"has <img> 2 times.* about {images} pictures"):
+        prompt_for(BARE, "what?", images, "<img><img>{question}")
