@@ -173,8 +173,17 @@ def place_and_kind(device: str, dtype: str) -> tuple[torch.device, torch.dtype]:
     return place, kind
 
 
+# What the commands call the shipped model.
+TINY = ("tiny", "tinyvlm")
+
+
 def load_model(name: str, device: str, dtype: str) -> tuple[Any, Any]:
     """A supported model with its processor, checked before its weights are read.
+
+    Args:
+        name: a folder, a hub id, or one of `TINY`.
+        device: such as cuda:1.
+        dtype: such as bfloat16.
 
     Raises:
         ValueError: it cannot be loaded.
@@ -184,6 +193,10 @@ def load_model(name: str, device: str, dtype: str) -> tuple[Any, Any]:
 
     from gprune.hf.families import family_of_architecture
 
+    if name in TINY:
+        from gprune.tinyvlm.model import checkpoint_folder
+
+        name = str(checkpoint_folder())
     place, kind = place_and_kind(device, dtype)
     try:
         config = AutoConfig.from_pretrained(name)
