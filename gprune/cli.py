@@ -21,6 +21,7 @@ from rich.table import Table
 import gprune
 from gprune import Pruner
 from gprune.asking import (
+    TINY,
     answer,
     load_model,
     pictures_of,
@@ -28,7 +29,7 @@ from gprune.asking import (
     quiet_transformers,
     refuse_cross_attention,
 )
-from gprune.prompts import open_image
+from gprune.prompts import check_template, open_image
 
 # Heavy imports (transformers, matplotlib) wait until a command needs them: help stays quick.
 if TYPE_CHECKING:
@@ -207,7 +208,9 @@ def print_costs(cost: Saving) -> None:
 
 @app.command()
 def run(
-    model: Annotated[str, typer.Argument(help="Folder or hub id of a supported model.")],
+    model: Annotated[
+        str, typer.Argument(help="Folder or hub id of a supported model, or tinyvlm.")
+    ],
     image: Annotated[list[Path], typer.Option(help="A picture; repeat for several.")],
     prompt: Annotated[str, typer.Option(help="The question.")],
     keep: KeepOption = "0.36",
@@ -305,7 +308,9 @@ def methods(as_json: JsonOption = False) -> None:
 
 @app.command("eval")
 def evaluate(
-    model: Annotated[str, typer.Argument(help="Folder or hub id of a model, or tiny.")],
+    model: Annotated[
+        str, typer.Argument(help="Folder or hub id of a model, or tinyvlm, the shipped one.")
+    ],
     tasks: Annotated[
         str, typer.Option(help="scenes, easy_vqa, or JSONL files, with commas between them.")
     ],
@@ -313,6 +318,10 @@ def evaluate(
     keep: Annotated[str, typer.Option(help="Budgets, with commas between them.")] = "0.36,0.1",
     limit: Annotated[int | None, typer.Option(min=1, help="Pictures of each task.")] = None,
     batch: Annotated[int, typer.Option(min=1, help="Questions at a time.")] = 16,
+    template: Annotated[
+        str | None,
+        typer.Option(help="Prompt in place of the chat format: '{question} Answer:'."),
+    ] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 32,
     device: Annotated[str, typer.Option(help="Such as cpu, cuda or cuda:1.")] = "cpu",
     dtype: Annotated[str, typer.Option(help="Such as float32 or bfloat16.")] = "float32",
@@ -326,7 +335,7 @@ def evaluate(
     A JSONL file has one object a line: image (a path, or several), question, answer (or several
     right ones), and optionally type.
 
-    Example: gprune eval tiny --tasks scenes --methods gprune,graph_cover,random --keep 0.36,0.1
+    Example: gprune eval tinyvlm --tasks scenes --methods gprune,graph_cover,random --keep 0.36,0.1
     """
     from rich.progress import (
         BarColumn,
@@ -342,18 +351,14 @@ def evaluate(
     from gprune.evaluation.tasks import load_tasks
 
     with clear_errors():
+        check_template(template)
         names = [gprune.make(name.strip(), keep=1.0).name for name in methods.split(",")]
         budgets = [parse_keep(text) for text in keep.split(",")]
         runs = runs_of(list(dict.fromkeys(names)), list(dict.fromkeys(budgets)))
         examples = load_tasks([task.strip() for task in tasks.split(",")], limit)
         quiet_transformers()
         with error_console.status("loading the model"):
-            if model == "tiny":
-                from gprune.tinyvlm import load
-
-                network, processor = load()
-            else:
-                network, processor = load_model(model, device, dtype)
+            network, processor = load_model(model, device, dtype)
         processor.tokenizer.padding_side = "left"  # answers begin where prompts end
         settings = {"model": model, "tasks": tasks, "limit": limit, "device": device}
         evaluation = Evaluation(
@@ -364,6 +369,7 @@ def evaluate(
             {**settings, "dtype": dtype},
             batch=batch,
             max_new_tokens=max_new_tokens,
+            template=template,
         )
         columns = (
             TextColumn("{task.description}"),
@@ -456,8 +462,8 @@ def bench(
 @app.command("app")
 def web_page(
     model: Annotated[
-        str, typer.Option(help="Folder or hub id of a model, or tiny, the shipped one.")
-    ] = "tiny",
+        str, typer.Option(help="Folder or hub id of a model, or tinyvlm, the shipped one.")
+    ] = "tinyvlm",
     host: Annotated[
         str, typer.Option(help="Address to listen on; the default is this machine alone.")
     ] = "127.0.0.1",
@@ -481,13 +487,10 @@ def web_page(
 
         quiet_transformers()
         with error_console.status("loading the model"):
-            if model == "tiny":
-                from gprune.tinyvlm import load
-
-                asker = Asker(*load(), "gprune's tiny VLM", tiny=True)
-            else:
-                loaded = load_model(model, device, dtype)
-                asker = Asker(*loaded, model, max_new_tokens=max_new_tokens)
+            tiny = model in TINY
+            title = "gprune's tiny VLM" if tiny else model
+            longest = None if tiny else max_new_tokens  # its checkpoint has its own
+            asker = Asker(*load_model(model, device, dtype), title, tiny, longest)
         if host not in LOOPBACK:
             error_console.print(
                 f"host {host} can be reached from other machines, and the page has no password",

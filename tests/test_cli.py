@@ -6,7 +6,9 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -381,6 +383,21 @@ def test_families():
 def test_the_documented_table_is_the_registry():
     page = Path(__file__).parents[1] / "docs" / "families.md"
     assert call("families", "--markdown").stdout in page.read_text()
+
+
+@pytest.mark.parametrize("options", [(), ("--model", "tiny"), ("--model", "tinyvlm")])
+def test_app_shows_the_shipped_model(monkeypatch, options):
+    """By either name; the page knows that it is the one with few words."""
+    shown = []
+    page = SimpleNamespace(
+        launch=lambda asker, *settings: shown.append(asker), temporary_files=nullcontext
+    )
+    monkeypatch.setitem(sys.modules, "gprune.app", page)
+    monkeypatch.setattr("gprune.cli.require_module", lambda name, extra: None)
+    assert call("app", *options).exit_code == 0
+    (asker,) = shown
+    assert asker.tiny
+    assert (asker.name, asker.max_new_tokens) == ("gprune's tiny VLM", None)
 
 
 @pytest.mark.parametrize(

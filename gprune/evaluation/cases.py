@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from PIL import Image
 
@@ -35,7 +33,7 @@ def cases(evaluation: Evaluation, runs: list[Run], each: int = 3) -> list[tuple[
             ]
             for line in lines[:each]:
                 example = by_id[line["id"]]
-                picture = kept_picture(evaluation.model, evaluation.processor, run, example)
+                picture = kept_picture(evaluation, run, example)
                 caption = (
                     f"{run.label}, {word}: {example.question} "
                     f"{line['prediction']!r}, right: {example.answers[0]!r}"
@@ -45,10 +43,11 @@ def cases(evaluation: Evaluation, runs: list[Run], each: int = 3) -> list[tuple[
 
 
 @torch.inference_mode()
-def kept_picture(model: Any, processor: Any, run: Run, example: Example) -> Image.Image:
+def kept_picture(evaluation: Evaluation, run: Run, example: Example) -> Image.Image:
     """An example's first picture with the pruned patches of its last group dimmed."""
     images = example.load()
-    inputs = prepare(model, processor, [(images, example.question)])
+    model, asked = evaluation.model, [(images, example.question)]
+    inputs = prepare(model, evaluation.processor, asked, evaluation.template)
     pruner = run.pruner()
     assert pruner is not None  # the unpruned run keeps everything
     with pruner(model) as pruned:

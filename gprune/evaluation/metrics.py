@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 
 RESAMPLES = 2000
+
+# Whether a prediction is one of the right answers.
+Match = Callable[[str, Sequence[str]], bool]
 
 
 @dataclass(frozen=True)
@@ -35,10 +39,30 @@ def is_right(prediction: str, answers: Sequence[str]) -> bool:
     return normalised(prediction) in {normalised(answer) for answer in answers}
 
 
+def begins_right(prediction: str, answers: Sequence[str], match: Match = is_right) -> bool:
+    """Whether its first words are an answer, which then perhaps did not end.
+
+    Args:
+        prediction: what the model said.
+        answers: any of them is right.
+        match: whether words are an answer; what it takes as a whole is right here too.
+    """
+    words = prediction.split()
+    begun = (" ".join(words[:count]) for count in range(1, len(words)))
+    return match(prediction, answers) or any(match(said, answers) for said in begun)
+
+
 def normalised(text: str) -> str:
-    """Lower case, no articles, single spaces, no punctuation at the ends."""
-    words = re.sub(r"\b(a|an|the)\b", " ", text.lower()).split()
-    return " ".join(words).strip(" .,;:!?\"'")
+    """Lower case, no articles, single spaces, no punctuation at the ends.
+
+    An article alone stays: it is the letter of a choice.
+    """
+    lower = text.lower()
+    bare, whole = (
+        " ".join(words.split()).strip(" .,;:!?\"'")
+        for words in (re.sub(r"\b(a|an|the)\b", " ", lower), lower)
+    )
+    return bare or whole
 
 
 @dataclass(frozen=True)
@@ -73,24 +97,39 @@ class Tally:
         """The mean over types, in %."""
         return float(np.nanmean(self.accuracy))
 
-    def resampled(self) -> np.ndarray:
-        """Macro accuracies of bootstrap samples of the pictures, [RESAMPLES].
+    @cached_property
+    def _shares(self) -> np.ndarray:
+        """Shares of right answers by type in bootstrap samples of the pictures, [RESAMPLES, types].
 
-        NaN where a sample has no question, as of a single rare type.
+        NaN where a sample has no question of a type.
         Draws are always the same: the difference of two tallies of the same pictures is paired.
         """
         rng = np.random.default_rng(0)
         share = np.full(len(self.right), 1 / len(self.right))
         weights = rng.multinomial(len(self.right), share, size=RESAMPLES)
-        right, asked = weights @ self.right, weights @ self.asked
-        accuracy = np.divide(right, asked, out=np.zeros_like(right), where=asked > 0)
         with np.errstate(invalid="ignore"):
-            return 100 * accuracy.sum(1) / (asked > 0).sum(1)
+            return (weights @ self.right) / (weights @ self.asked)
+
+    def resampled(self) -> np.ndarray:
+        """Macro accuracies of bootstrap samples of the pictures, in %, [RESAMPLES].
+
+        NaN where a sample has no question, as of a single rare type. Of the same pictures, samples
+        are the same: the difference of two tallies is paired.
+        """
+        known = ~np.isnan(self._shares)
+        with np.errstate(invalid="ignore"):
+            return 100 * np.where(known, self._shares, 0).sum(1) / known.sum(1)
 
     @property
     def interval(self) -> tuple[float, float]:
         """The 95% bootstrap interval of `macro`."""
         return between(self.resampled())
+
+    @property
+    def type_intervals(self) -> list[tuple[float, float] | None]:
+        """The 95% bootstrap interval of each type's accuracy; None where nothing was asked."""
+        samples = zip(100 * self._shares.T, self.asked.sum(0), strict=True)
+        return [between(values) if asked else None for values, asked in samples]
 
 
 def between(values: np.ndarray) -> tuple[float, float]:

@@ -41,8 +41,9 @@ def page(results: dict[str, Any], cases: Sequence[tuple[str, Image.Image]] = ())
         f"<style>{STYLE}</style><h1>gprune evaluation</h1>",
         f"<p>{html.escape(str(settings['model']))}: {results['examples']} questions about "
         f"{results['pictures']} pictures. Accuracy in %; macro is the mean over question types, "
-        "with a 95% bootstrap interval over pictures; the one against random is paired. Retained, "
-        "loyalty and overall are against all tokens; group A is the accuracy on the questions "
+        "with a 95% bootstrap interval over pictures; the one against random is paired. Lenient is "
+        "the macro of answers that begin right, whatever was said after them. Retained, loyalty "
+        "and overall are against all tokens; group A is the accuracy on the questions "
         "that all tokens answer right and image downsampling at the same budget gets wrong.</p>",
         table([accuracy_cells(row) for row in rows]),
         *(f"<p class=note>{html.escape(note)}</p>" for note in results["notes"]),
@@ -60,7 +61,9 @@ def page(results: dict[str, Any], cases: Sequence[tuple[str, Image.Image]] = ())
     if len(results["kinds"]) > 1:
         lines += [
             "<h2>By question type</h2>",
-            table([type_cells(row) for row in rows]),
+            "<p>Accuracy with its interval, and the lenient one.</p>",
+            table([type_cells(row, row) for row in rows]),
+            table([type_cells(row, row["lenient"]) for row in rows]),
             svg(by_kind(rows, results["kinds"])),
         ]
     if cases:
@@ -91,6 +94,7 @@ def accuracy_cells(row: dict[str, Any]) -> dict[str, str]:
         "tokens": f"{row['kept_tokens']}/{row['visual_tokens']}",
         "macro": f"{row['macro']:.1f}",
         "interval": spread(row["interval"]),
+        "lenient": f"{row['lenient']['macro']:.1f}",
         "− random": signed(row["minus_random"]),
         "retained": number(row["retained"]),
         "loyalty": number(row["loyalty"]),
@@ -149,9 +153,14 @@ def table(rows: Sequence[dict[str, str]]) -> str:
     return f"<div class=scroll><table>{''.join(cells)}</table></div>"
 
 
-def type_cells(row: dict[str, Any]) -> dict[str, str]:
-    """A row's accuracy of each type as text, by heading."""
-    types = {kind.replace("_", " "): number(score) for kind, score in row["types"].items()}
+def type_cells(row: dict[str, Any], scores: dict[str, Any]) -> dict[str, str]:
+    """A row's accuracy of each type as text, by heading; ``scores`` are its strict or lenient."""
+    types = {
+        kind.replace("_", " "): ""
+        if score is None
+        else f"{score:.1f} ({spread(scores['type_intervals'][kind])})"
+        for kind, score in scores["types"].items()
+    }
     return {"method": row["method"], "keep": str(row["keep"]), **types}
 
 

@@ -15,17 +15,17 @@ import torch
 
 from gprune.evaluation.flops import LanguageModelShape
 from gprune.evaluation.measure import Cost, measured
-from gprune.evaluation.metrics import is_right
+from gprune.evaluation.metrics import begins_right
 from gprune.evaluation.summary import notes, summary
 from gprune.evaluation.tasks import Example
-from gprune.prompts import prepare
+from gprune.prompts import check_template, prepare
 from gprune.pruners import Pruner, make
 
 # Random selection is averaged over these seeds.
 RANDOM_SEEDS = (0, 1, 2)
 
 # What a stored line holds; a folder with other lines is refused instead of mixed.
-LINES = 2
+LINES = 3
 
 
 @dataclass(frozen=True)
@@ -83,9 +83,12 @@ class Evaluation:
         settings: what must be the same for that; stored beside the predictions.
         batch: examples at a time.
         max_new_tokens: longest answer.
+        template: of the prompts, see `gprune.prompts.prompt_for`; the model's chat format by
+            default.
 
     Raises:
-        ValueError: the folder holds an evaluation with other settings.
+        ValueError: the folder holds an evaluation with other settings, or the template has no
+            place for the question.
     """
 
     def __init__(
@@ -97,10 +100,18 @@ class Evaluation:
         settings: dict[str, Any],
         batch: int = 16,
         max_new_tokens: int = 32,
+        template: str | None = None,
     ) -> None:
+        check_template(template)
         self.model, self.processor, self.examples = model, processor, list(examples)
         self.folder, self.batch, self.max_new_tokens = folder, batch, max_new_tokens
-        settings = {**settings, "max_new_tokens": max_new_tokens, "lines": LINES}
+        self.template = template
+        settings = {
+            **settings,
+            "template": template,
+            "max_new_tokens": max_new_tokens,
+            "lines": LINES,
+        }
         (folder / "predictions").mkdir(parents=True, exist_ok=True)
         stored = folder / "settings.json"
         if stored.is_file() and json.loads(stored.read_text()) != settings:
@@ -153,7 +164,7 @@ class Evaluation:
     @torch.inference_mode()
     def _answer(self, run: Run, part: Sequence[Example]) -> Iterator[dict[str, Any]]:
         asked = [(example.load(), example.question) for example in part]
-        inputs = prepare(self.model, self.processor, asked)
+        inputs = prepare(self.model, self.processor, asked, self.template)
         pruner = run.pruner()
         options = {"do_sample": False, "max_new_tokens": self.max_new_tokens}
         with nullcontext() if pruner is None else pruner(self.model) as pruned:
@@ -173,7 +184,8 @@ class Evaluation:
                 "picture": example.picture,
                 "kind": example.kind,
                 "prediction": said[row].strip(),
-                "right": is_right(said[row], example.answers),
+                "right": example.match(said[row], example.answers),
+                "begins_right": begins_right(said[row], example.answers, example.match),
                 "visual_tokens": visual,
                 "kept_tokens": visual - dropped[row],
                 "text_tokens": int(inputs["attention_mask"][row].sum()) - visual,

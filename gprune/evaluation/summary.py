@@ -55,6 +55,10 @@ def summary(
     rows = []
     for (method, keep), members in budgets.items():
         tally = tallies[method, keep]
+        begun = [
+            Tally.of([record_of(line, "begins_right") for line in finished[run]], kinds)
+            for run in members
+        ]
         answers = [records[run] for run in members]
         versus = None if method in ("full", "random") else tallies.get(("random", keep))
         hard = None if method == "full" else budgets.get((REFERENCE, keep))
@@ -62,9 +66,8 @@ def summary(
             {
                 "method": method,
                 "keep": keep,
-                "macro": tally.macro,
-                "interval": tally.interval,
-                "types": dict(zip(kinds, tally.accuracy.tolist(), strict=True)),
+                **accuracies(tally),
+                "lenient": accuracies(mean_tally(begun)),
                 "retained": 100 * tally.macro / base.macro if base.macro else None,
                 "loyalty": fmean([loyalty(records[full], said) for said in answers]),
                 "overall_performance": overall_performance(base, tally),
@@ -78,9 +81,22 @@ def summary(
     return rows
 
 
-def record_of(line: dict[str, Any]) -> Record:
-    """What the metrics need of a stored line."""
-    return Record(**{name: line[name] for name in ("id", "picture", "kind", "prediction", "right")})
+def record_of(line: dict[str, Any], right: str = "right") -> Record:
+    """What the metrics need of a stored line; ``right`` names what counts as right."""
+    kept = {name: line[name] for name in ("id", "picture", "kind", "prediction")}
+    return Record(**kept, right=line[right])
+
+
+def accuracies(tally: Tally) -> dict[str, Any]:
+    """Macro accuracy and that of each type, with intervals; None for a type that nobody asked."""
+    scores = zip(tally.accuracy.tolist(), tally.asked.sum(0), strict=True)
+    types = [score if asked else None for score, asked in scores]
+    return {
+        "macro": tally.macro,
+        "interval": tally.interval,
+        "types": dict(zip(tally.kinds, types, strict=True)),
+        "type_intervals": dict(zip(tally.kinds, tally.type_intervals, strict=True)),
+    }
 
 
 def costs(

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from gprune.evaluation.metrics import Match, is_right, normalised
 from gprune.prompts import open_image
 
 SHIPPED = ("scenes", "easy_vqa")
@@ -25,6 +26,7 @@ class Example:
         question: the text.
         answers: any of them is right.
         load: opens the pictures.
+        match: whether a prediction is one of the answers.
     """
 
     id: str
@@ -33,6 +35,7 @@ class Example:
     question: str
     answers: tuple[str, ...]
     load: Callable[[], list[Image.Image]]
+    match: Match = is_right
 
 
 def load_tasks(names: Sequence[str], limit: int | None = None) -> list[Example]:
@@ -62,7 +65,10 @@ def load_tasks(names: Sequence[str], limit: int | None = None) -> list[Example]:
 
 
 def scenes(count: int) -> list[Example]:
-    """The first generated scenes of the test split, each with all its questions."""
+    """The first generated scenes of the test split, each with all its questions.
+
+    Where something is need not be told to the step: a box is right that overlaps enough.
+    """
     from gprune.tinyvlm.scenes import make_scene
 
     return [
@@ -73,11 +79,19 @@ def scenes(count: int) -> list[Example]:
             item.question,
             (item.answer,),
             lambda scene=scene: [scene.draw()],  # type: ignore[misc]
+            box_is_right if item.kind == "box" else is_right,
         )
         for index in range(count)
         for scene in [make_scene("test", 0, index)]
         for item in scene.ask()
     ]
+
+
+def box_is_right(prediction: str, answers: Sequence[str]) -> bool:
+    """Whether the box that was told shares with an answer's half of their union, or more."""
+    from gprune.tinyvlm.scenes import box_is_found
+
+    return any(box_is_found(normalised(prediction), normalised(answer)) for answer in answers)
 
 
 def easy_vqa(limit: int | None) -> list[Example]:

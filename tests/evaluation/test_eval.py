@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 import signal
@@ -11,6 +12,8 @@ import time
 
 import numpy as np
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -18,8 +21,10 @@ from gprune import GPrune, L2NormPruner, UniformGridPruner
 from gprune.cli import app
 from gprune.evaluation import LanguageModelShape, saving, summary
 from gprune.evaluation.metrics import (
+    RESAMPLES,
     Record,
     Tally,
+    begins_right,
     groups_of,
     is_right,
     loyalty,
@@ -28,9 +33,11 @@ from gprune.evaluation.metrics import (
     tally_of,
 )
 from gprune.evaluation.runner import Evaluation, Run, runs_of
-from gprune.evaluation.tasks import load_tasks, read_jsonl
-from gprune.tinyvlm import load
+from gprune.evaluation.tasks import Example, box_is_right, load_tasks, read_jsonl
+from gprune.tinyvlm import load, make_scene
+from gprune.tinyvlm import scenes as scenes_module
 from gprune.tinyvlm.accuracy import held_out, score
+from gprune.tinyvlm.scenes import BINS, EDGES, RICH_TYPES, Scene
 
 
 @pytest.fixture(scope="module")
@@ -58,8 +65,8 @@ def jsonl(tmp_path):
     return path
 
 
-def evaluate(*arguments):
-    return CliRunner().invoke(app, ["eval", "tiny", *map(str, arguments)])
+def evaluate(*arguments, model="tiny"):
+    return CliRunner().invoke(app, ["eval", model, *map(str, arguments)])
 
 
 def test_answers_are_those_of_the_packed_scorer(tiny, tmp_path):
@@ -117,6 +124,12 @@ def test_results_and_report(jsonl, tmp_path):
     assert full["loyalty"] == full["retained"] == full["overall_performance"] == 100
     assert full["types"]["other"] == 0 < full["types"]["count"]
     assert set(full["types"]) == {"other", "count"}
+    for row in results["rows"]:
+        for scores in (row, row["lenient"]):
+            assert scores["types"].keys() == scores["type_intervals"].keys()
+            for kind, (low, high) in scores["type_intervals"].items():
+                assert low <= scores["types"][kind] <= high
+        assert row["macro"] <= row["lenient"]["macro"]
     low, high = half["minus_random"]["interval"]
     assert low <= half["minus_random"]["macro"] <= high
     for row in results["rows"]:
@@ -132,8 +145,12 @@ def test_results_and_report(jsonl, tmp_path):
     assert any("group A" in note and "downsampling" in note for note in results["notes"])
     assert not any("random are not known" in note for note in results["notes"])
     report = (out / "report.html").read_text()
-    # Scores, costs and types: each with a row of headings, all tokens, and four runs.
-    assert report.count("<tr") == 3 * 6
+    # Scores, costs, types strict and lenient: each with headings, all tokens, and four runs.
+    assert report.count("<tr") == 4 * 6
+    for kind in full["types"]:
+        for scores in (full, full["lenient"]):
+            low, high = scores["type_intervals"][kind]
+            assert f"<td>{scores['types'][kind]:.1f} ({low:.1f} to {high:.1f})</td>" in report
     assert "<svg" in report
     assert not re.search(r"(src|href)=.?https?:", report)
 
@@ -357,6 +374,35 @@ def test_metrics_by_hand():
     assert np.ptp(one.resampled() - one.resampled()) == 0
 
 
+def test_type_intervals_are_those_of_a_loop():
+    """Samples drawn and counted one after another, over pictures that ask unevenly."""
+    rng = np.random.default_rng(1)
+    pictures, kinds = 30, ["often", "seldom", "never"]
+    asked = np.stack(
+        [rng.integers(1, 4, pictures), rng.random(pictures) < 0.1, np.zeros(pictures)], 1
+    )
+    right = np.floor(asked * rng.random((pictures, 3)) + 0.5)
+    found = Tally(kinds, right, asked).type_intervals
+    draws = np.random.default_rng(0).multinomial(pictures, [1 / pictures] * pictures, RESAMPLES)
+    for kind in range(2):
+        accuracies = []
+        for times in draws:
+            drawn = [picture for picture in range(pictures) for _ in range(times[picture])]
+            if total := sum(asked[picture, kind] for picture in drawn):
+                accuracies.append(100 * sum(right[picture, kind] for picture in drawn) / total)
+        assert found[kind] == pytest.approx(np.percentile(accuracies, [2.5, 97.5]))
+    assert len(accuracies) < RESAMPLES  # some samples lack the seldom type
+    assert found[2] is None
+
+
+def test_a_type_that_nobody_asked_is_null():
+    """Not NaN, which is no JSON."""
+    scores = summary.accuracies(Tally.of([Record("0", "p", "asked", "", True)], ["asked", "not"]))
+    assert scores["types"] == {"asked": 100, "not": None}
+    assert json.loads(json.dumps(scores, allow_nan=False))["type_intervals"]["not"] is None
+    assert scores["macro"] == 100
+
+
 def test_interval_covers_what_it_should():
     """About 95 of 100 intervals of a known accuracy hold it."""
     rng = np.random.default_rng(0)
@@ -373,3 +419,177 @@ def test_interval_covers_what_it_should():
 )
 def test_right(said, right):
     assert is_right(said, ["red"]) is right
+
+
+@pytest.mark.parametrize(("said", "right"), [("A.", True), ("", False), ("the", False)])
+def test_an_article_alone_is_an_answer(said, right):
+    """The letter of a choice, which must not be right for having been left out."""
+    assert is_right(said, ["a"]) is right
+
+
+@pytest.mark.parametrize(
+    ("said", "answers", "right"),
+    [
+        ("red red red", ["red"], True),
+        ("The red, and blue", ["red"], True),
+        ("red. blue", ["blue", "red"], True),
+        ("blue red", ["red"], False),
+        ("redder than red", ["red"], False),
+        ("12.50 euro", ["12"], False),
+        ("12. 50", ["12"], True),
+        ("a dark red circle", ["Dark Red"], True),
+        ("dark redcircle", ["dark red"], False),
+        ("dark", ["dark red"], False),
+        ("", ["red"], False),
+    ],
+)
+def test_begins_right(said, answers, right):
+    assert begins_right(said, answers) is right
+
+
+SOME = ("red", "Red.", "dark", "the", "a", "12", "12.5", "?")
+WORDS = st.lists(st.sampled_from(SOME), max_size=4)
+
+
+@given(WORDS, WORDS, WORDS)
+@example([], ["the"], [])
+def test_what_is_right_is_right_leniently(before, answer, after):
+    """And so it stays, whatever is said after it."""
+    said, wanted = " ".join(before), [" ".join(answer)]
+    if is_right(said, wanted):
+        assert begins_right(said, wanted)
+        if said:
+            assert begins_right(" ".join([said, *after]), wanted)
+    # Word by word: no other way to be right than an answer that ends where a word does.
+    parts = [said, *(said[:end] for end, sign in enumerate(said) if sign == " ")]
+    assert begins_right(said, wanted) is any(is_right(part, wanted) for part in parts)
+
+
+def test_lenient_is_stored_and_reported_beside_strict(tiny, tmp_path):
+    """The model says a digit and ends; an answer that it only begins with is made by hand."""
+    model, processor = tiny
+    processor.tokenizer.padding_side = "left"
+    scene = make_scene("test", 0, 4)
+    question = "how many shapes are there?"
+
+    def asked(name, kind, answers, match=is_right):
+        return Example(name, name, kind, question, answers, lambda: [scene.draw()], match)
+
+    digits, seen = tuple("0123456789"), []
+
+    def watched(said, answers):
+        seen.append((said, answers))
+        return said.strip() in answers
+
+    examples = [asked("0", "count", digits), asked("1", "own", ("7", *digits), watched)]
+    run = Run("full", 1.0)
+    evaluation = Evaluation(model, processor, examples, tmp_path, {})
+    evaluation.perform(run)
+    assert not evaluation.failures
+    assert seen
+    assert all(answers == ("7", *digits) for _, answers in seen)
+    lines = evaluation.lines(run)
+    assert [(line["right"], line["begins_right"]) for line in lines] == [(True, True)] * 2
+    # As if the second answer had not ended.
+    lines[1] |= {"right": False}
+    file = tmp_path / "predictions" / "full.jsonl"
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (row,) = evaluation.results([run])["rows"]
+    assert (row["macro"], row["types"]) == (50, {"count": 100, "own": 0})
+    assert (row["lenient"]["macro"], row["lenient"]["types"]) == (100, {"count": 100, "own": 100})
+    assert row["type_intervals"]["own"] == (0, 0)
+    assert row["lenient"]["type_intervals"]["own"] == (100, 100)
+
+
+edges = st.lists(st.integers(0, BINS - 1), min_size=4, max_size=4)
+
+
+@given(edges, edges)
+@example([3, 10, 7, 14], [3, 10, 7, 12])  # half of the union exactly
+@example([3, 10, 3, 14], [3, 10, 3, 14])  # without an area
+def test_boxes_are_right_from_half_their_union_on(told, true):
+    """Against cells counted one by one."""
+
+    def words(box):
+        return " ".join(f"{edge}{step}" for edge, step in zip(EDGES, box, strict=True))
+
+    def cells(box):
+        left, top, right, bottom = box
+        return {(x, y) for x in range(left, right) for y in range(top, bottom)}
+
+    shared, union = cells(told) & cells(true), cells(told) | cells(true)
+    expected = bool(union) and 2 * len(shared) >= len(union)
+    assert box_is_right(words(told), [words(true)]) is expected
+    assert box_is_right(f" {words(told).title()}. ", ["nowhere", words(true)]) is expected
+
+
+def test_what_is_no_box_is_not_right():
+    true = "left3 top10 right7 bottom14"
+    for said in ("", "red", "left3 top10 right7", f"{true} left3", "left-3 top10 right7 bottom14"):
+        assert not box_is_right(said, [true])
+    assert begins_right(f"{true} left3", [true], box_is_right)
+    assert not begins_right("left3 top10 right7", [true], box_is_right)
+
+
+def test_boxes_of_scenes_are_matched_as_boxes(monkeypatch):
+    """In scenes with every kind of question, the boxes alone need not be told to the step."""
+    monkeypatch.setattr(scenes_module, "make_scene", functools.partial(make_scene, rich=True))
+    asked = functools.partialmethod(Scene.ask, RICH_TYPES)
+    monkeypatch.setattr(Scene, "ask", asked)
+    examples = load_tasks(["scenes"], 20)
+    assert {one.kind for one in examples} == set(RICH_TYPES)
+    for one in examples:
+        assert one.match is (box_is_right if one.kind == "box" else is_right)
+        assert one.match(one.answers[0], one.answers)
+
+
+def test_a_template_takes_the_place_of_the_chat_format(jsonl, tmp_path, tiny):
+    """Of the tiny model it is the placeholder and the question: written out, nothing changes."""
+    model, processor = tiny
+    processor.tokenizer.padding_side = "left"
+    run, lines = Run("gprune", 0.5), {}
+    for name, template in (
+        ("chat", None),
+        ("bare", "{question}"),
+        ("written", "<image>{question}"),
+        ("longer", "is there {question}"),
+    ):
+        evaluation = Evaluation(
+            model, processor, read_jsonl(jsonl), tmp_path / name, {}, template=template
+        )
+        evaluation.perform(run)
+        assert not evaluation.failures
+        said = ("id", "prediction", "text_tokens", "visual_tokens")
+        lines[name] = [{key: line[key] for key in said} for line in evaluation.lines(run)]
+    assert lines["chat"] == lines["bare"] == lines["written"]
+    longer = [line["text_tokens"] + 2 for line in lines["chat"]]
+    assert [line["text_tokens"] for line in lines["longer"]] == longer
+
+
+def test_templates_that_do_not_fit(jsonl, tmp_path):
+    options = ["--methods", "gprune", "--keep", "0.5", "--tasks", jsonl]
+    done = evaluate(*options, "--out", tmp_path / "none", "--template", "Answer:")
+    assert done.exit_code == 2
+    assert "template='Answer:'" in done.output
+    assert "{question}" in done.output
+    assert not (tmp_path / "none").exists()
+    two = ["--out", tmp_path / "two", "--template", "<image> <image> {question}"]
+    done = evaluate(*options, *two)
+    assert done.exit_code == 2
+    assert "has <image> 2 times" in " ".join(done.output.split())
+    with pytest.raises(ValueError, match=r"write \{question\}"):
+        Evaluation(None, None, [], tmp_path / "none", {}, template="Answer:")
+
+
+def test_a_template_is_a_setting(jsonl, tmp_path):
+    """Asked by the other name of the shipped model."""
+    options = ["--methods", "gprune", "--keep", "0.5", "--tasks", jsonl, "--out", tmp_path]
+    ask = functools.partial(evaluate, *options, model="tinyvlm")
+    done = ask("--template", "{question}", "--json")
+    assert done.exit_code == 0, done.output
+    settings = json.loads(done.stdout)["settings"]
+    assert (settings["model"], settings["template"]) == ("tinyvlm", "{question}")
+    for other in ((), ("--template", "is there {question}")):
+        done = ask(*other)
+        assert done.exit_code == 2
+        assert "with other settings" in done.output
