@@ -23,6 +23,7 @@ from gprune.pruners.prumerge import PruMerge, PruMergePlus
 from gprune.pruners.pyramid import PyramidDrop
 from gprune.pruners.scope import SCOPE
 from gprune.pruners.sparsevlm import SparseVLM
+from gprune.pruners.text_cover import TextCover
 from gprune.pruners.todre import ToDRE
 from gprune.pruners.trim import TRIM
 from gprune.pruners.video import EVS, VidCom2
@@ -47,6 +48,7 @@ METHODS: dict[str, type[Pruner]] = {
         PruMergePlus,
         TRIM,
         CDPruner,
+        TextCover,
         SCOPE,
         HoloV,
         D2Pruner,
@@ -120,6 +122,7 @@ __all__ = [
     "RandomPruner",
     "ScorePruner",
     "SparseVLM",
+    "TextCover",
     "ToDRE",
     "ToMe",
     "UniformGridPruner",

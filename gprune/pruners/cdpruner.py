@@ -10,7 +10,7 @@ from torch import Tensor
 
 from gprune.graph import cosine_similarity
 from gprune.pruners.base import Pruner
-from gprune.pruners.relevance import text_similarity
+from gprune.pruners.relevance import relevance
 from gprune.tokens import VisualTokens
 
 # Keeps the least relevant token possible, as in the released code.
@@ -50,12 +50,11 @@ class CDPruner(Pruner):
 
     def kernel(self, tokens: VisualTokens) -> Tensor:
         """The kernel of the process, float64 [n, n]."""
-        sign = 1 if tokens.aligned is None else -1
-        relevance = sign * text_similarity(tokens).double()
-        relevance = relevance - relevance.min() + LEAST
-        relevance = relevance / relevance.max()
+        weights = relevance(tokens).double()
+        weights = weights - weights.min() + LEAST
+        weights = weights / weights.max()
         similarity = cosine_similarity(tokens.features).double()
-        return relevance[:, None] * similarity * relevance
+        return weights[:, None] * similarity * weights
 
     def choose(self, tokens: VisualTokens, k: int) -> Tensor:
         return greedy_map(self.kernel(tokens), k)[0].sort().values

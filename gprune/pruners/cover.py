@@ -71,16 +71,18 @@ class GraphCover(MergingPruner):
         apart = (length[:, None] + length[None] - 2 * points @ points.mT).clamp(min=0)
         return distance + self.place * over_mean(apart, 1e-12).float()
 
+    def joint(self, tokens: VisualTokens) -> tuple[Tensor | JointRows, Tensor]:
+        """D² of every pair, or what gives its rows, and its sum for every token, float64 [n]."""
+        if len(tokens) > graph.WHOLE:
+            rows = JointRows(tokens, self.place)
+            return rows, rows.sums()
+        distance = self.distance(tokens)
+        return distance, distance.sum(1, dtype=torch.float64)
+
     def centres(self, tokens: VisualTokens, k: int) -> tuple[Tensor | JointRows, Tensor]:
         """D² of every pair, or what gives its rows, and ``k`` centres in the order of choice."""
-        distance: Tensor | JointRows
-        if len(tokens) > graph.WHOLE:
-            distance = JointRows(tokens, self.place)
-            central = distance.sums().argmin()
-        else:
-            distance = self.distance(tokens)
-            central = distance.sum(1, dtype=torch.float64).argmin()
-        return distance, farthest_first(distance, central, k)
+        distance, sums = self.joint(tokens)
+        return distance, farthest_first(distance, sums.argmin(), k)
 
     def partition(self, tokens: VisualTokens, k: int) -> tuple[Tensor, Tensor | None]:
         distance, order = self.centres(tokens, k)

@@ -14,7 +14,15 @@ import transformers as tf
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 import gprune
-from gprune import SCOPE, TRIM, CDPruner, GPrune, UnsupportedModelError, VisionZip
+from gprune import (
+    SCOPE,
+    TRIM,
+    CDPruner,
+    GPrune,
+    TextCover,
+    UnsupportedModelError,
+    VisionZip,
+)
 from gprune.hf import CLIPTextTower
 from gprune.hf.families import family_of, has_cls
 from gprune.hf.signals import FUSED, PROJECTED, feature_layer
@@ -435,7 +443,7 @@ def clip():
     return tf.CLIPModel(config).eval(), words
 
 
-@pytest.mark.parametrize("method", [TRIM, CDPruner])
+@pytest.mark.parametrize("method", [TRIM, CDPruner, TextCover])
 def test_text_tower(clip, method, monkeypatch):
     """Tokens and question meet in CLIP's space; a prompt longer than CLIP takes comes in parts."""
     model = build(SEEN["llava_next"])
