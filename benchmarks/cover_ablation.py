@@ -21,7 +21,7 @@ from tiny_accuracy import summary, tally
 from gprune import CoverBudget, DivPrune, GraphCover, Pruner, VisualTokens
 from gprune.asking import quiet_transformers
 from gprune.tinyvlm import load
-from gprune.tinyvlm.accuracy import TYPES, grid_of, held_out, projected_batches, score
+from gprune.tinyvlm.accuracy import TYPES, encode, grid_of, held_out, score
 
 # The seed of the scenes on which a budget that follows the picture is calibrated.
 OTHERS = 7
@@ -32,10 +32,10 @@ def variants(keep: float, others: Sequence[VisualTokens]) -> dict[str, Pruner]:
     found: dict[str, Pruner] = {"divprune": DivPrune(keep)}
     for place in (0.0, 0.5, 1.0, 2.0, 4.0, 8.0):
         found[f"place {place:g}"] = GraphCover(keep, place=place)
-    found["place 2, merged"] = GraphCover(keep, place=2.0, merge=True)
+    found["place 1, merged"] = GraphCover(keep, merge=True)
     for place in (0.5, 2.0):
         budget = CoverBudget.calibrated(keep, others, place=place)
-        found[f"place 2, budget by place {place:g}"] = GraphCover(budget)
+        found[f"place 1, budget by place {place:g}"] = GraphCover(budget)
     return found
 
 
@@ -56,20 +56,14 @@ def main(
     mixed = held_out("validation", scenes // 2, easy_vqa + easy_vqa // 2, seed=OTHERS)
     calibration = mixed[: scenes // 2] + mixed[scenes // 2 + easy_vqa :]
     with torch.inference_mode():
-        encoded = list(projected_batches(model, samples))
-        others = [
-            VisualTokens(features, grid=(grid, grid))
-            for batch, _ in projected_batches(model, calibration)
-            for features in batch
-        ]
+        encoded = list(encode(model, samples))
+        others = [tokens for batch in encode(model, calibration) for tokens in batch.tokens]
     budgets = [float(keep) for keep in keeps.split(",")]
     rows = []
     work = [(keep, *pair) for keep in budgets for pair in variants(keep, others).items()]
     for keep, name, pruner in track(work, "variants", console=Console(stderr=True)):
         found = tally(samples, score(model, samples, pruner, encoded))
-        kept = sum(
-            len(pruner.select(VisualTokens(x, grid=(grid, grid)))) for b, _ in encoded for x in b
-        )
+        kept = sum(len(pruner.select(one)) for batch in encoded for one in batch.tokens)
         share = kept / (len(samples) * grid**2)
         rows.append({"variant": name, "keep": keep, "kept": share, **summary(found)})
     full = summary(tally(samples, score(model, samples)))

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import textwrap
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import torch
 
 from gprune import make, viz
 from gprune.asking import answer, first_tokens, pictures_of, quiet_transformers
 from gprune.tinyvlm import load, make_scene
+from gprune.tinyvlm.card import LOG
+from gprune.tinyvlm.model import checkpoint_folder
 
 FOLDER = Path("docs/images")
 SCENE, QUESTION = 11, "background_pattern"
 KEEPS = (0.36, 0.1)
-GRID = (14, 14)
+GRID = (16, 16)
+STAGES = {"patches": "stage 1: what patches show", "answers": "stage 2: answers"}
 METHODS = ("gprune", "graph_cover", "divprune", "random")
 
 
@@ -70,6 +75,33 @@ def steps(model: object, processor: object) -> None:
     viz.panel(drawn).savefig(FOLDER / "steps.png", dpi=80)
 
 
+def training() -> None:
+    """What the shipped checkpoint's training looked like: losses and answers on the way."""
+    records = [json.loads(line) for line in (checkpoint_folder() / LOG).read_text().splitlines()]
+    figure, axes = plt.subplots(1, 3, figsize=(15, 4.5), layout="constrained")
+    for axis, (stage, title) in zip(axes, STAGES.items(), strict=False):
+        part = [record for record in records if record["stage"] == stage]
+        steps = [record["step"] for record in part]
+        for name in [name for name in part[0] if name.startswith("loss_")]:
+            axes[2].plot(
+                [record["seconds"] / 60 for record in part],
+                [record[name] for record in part],
+                marker=".",
+                label=f"{stage}: {name.removeprefix('loss_')}",
+            )
+        for place, name in enumerate(part[0]["validation"]):
+            shares = [100 * record["validation"][name] for record in part]
+            line = "-" if place < 7 else "--"
+            axis.plot(steps, shares, line, marker=".", label=name.replace("_", " "))
+        axis.set(title=title, xlabel="step", ylabel="right on validation pictures, %")
+        axis.set_ylim(0, 101)
+    axes[2].set(title="losses, as weighted", xlabel="minutes of the stage", yscale="log")
+    for axis in axes:
+        axis.grid(alpha=0.3)
+        axis.legend(fontsize=7, ncols=2)
+    figure.savefig(FOLDER / "training.png", dpi=80)
+
+
 def main() -> None:
     quiet_transformers()
     torch.manual_seed(0)
@@ -78,6 +110,7 @@ def main() -> None:
     hero(model, processor)
     graph(model, processor)
     steps(model, processor)
+    training()
 
 
 if __name__ == "__main__":

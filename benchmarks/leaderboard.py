@@ -1,11 +1,12 @@
-"""docs/leaderboard.md out of the stored results: python benchmarks/leaderboard.py
+"""docs/leaderboard.md, and README.md's part of it, from results: python benchmarks/leaderboard.py
 
 The results are those of `tiny_accuracy.py`; nothing is run here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import textwrap
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -16,8 +17,15 @@ from tiny_accuracy import BLIND, FULL, RESULTS, read_method, read_questions, unp
 from gprune.evaluation.metrics import Tally, mean_tally, tied_ranks
 from gprune.evaluation.report import signed
 from gprune.evaluation.summary import REFERENCE, difference
+from gprune.tinyvlm.card import gate
 
-PAGE = Path("docs/leaderboard.md")
+PAGE, README = Path("docs/leaderboard.md"), Path("README.md")
+# Between these marks stands what README.md says of the results, at these budgets.
+BEGINS, ENDS = (
+    "<!-- benchmarks/leaderboard.py begins -->",
+    "<!-- benchmarks/leaderboard.py ends -->",
+)
+SHORT = (0.5, 0.36, 0.25, 0.1, 0.05)
 BELOW = "below random"
 
 INTRODUCTION = """\
@@ -25,10 +33,11 @@ INTRODUCTION = """\
 
 Made by `python benchmarks/leaderboard.py` from the files in `{folder}`, which
 `python benchmarks/tiny_accuracy.py` writes: {scenes} held-out scenes and {easy_vqa} pictures of
-easy-VQA's official test split, {questions} questions, strict exact match in %. Macro is the mean
-over the {kinds} question types. Random is the mean of three seeds.
+easy-VQA's official test split, {questions} questions, strict exact match in % (boxes: IoU of at
+least one half). Macro is the mean over {kinds} question types: those that the model answers to 90%
+with all tokens, relation and box to 80%. Random is the mean of three seeds.
 
-With all tokens the model is right in {full}; given another scene's picture, in {blind}.
+With all tokens the model is right in {full}; given another picture, in {blind}.
 
 - Brackets hold 95% bootstrap intervals over pictures.
 - **Ranks (bold) are tied when the data cannot tell methods apart.** A rank is one more than the
@@ -37,9 +46,6 @@ With all tokens the model is right in {full}; given another scene's picture, in 
 - One small model on scenes of large shapes is no ranking of methods on yours: `gprune eval` makes
   that one.
 """
-
-# Types that the model answers less often with all tokens say little about pruning.
-LEARNED = 90
 
 WHY = """\
 Why: G-Prune keeps the tokens with the most information for each edge that they have in the graph.
@@ -57,9 +63,11 @@ class Board:
 
     Attributes:
         questions: what was asked.
-        full: with all tokens.
-        blind: with all tokens of another picture.
-        tallies: by method and budget; several seeds as their mean.
+        whole: tallies of all types of question, by method and budget; several seeds as their mean.
+        kinds: the types that the model answers well enough with all tokens to count as evidence.
+        full: of these, with all tokens.
+        blind: of these, with all tokens of another picture.
+        tallies: of these, by method and budget.
         refused: why methods could not be served.
         right: outcomes of every question by method and budget, one array a seed.
     """
@@ -67,7 +75,6 @@ class Board:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.questions = read_questions(folder)
-        self.tallies: dict[tuple[str, float | int], Tally] = {}
         self.right: dict[tuple[str, float | int], list[np.ndarray]] = {}
         self.refused: dict[str, str] = {}
         names = sorted(path.stem for path in folder.glob("*.json") if path.stem != "questions")
@@ -78,8 +85,15 @@ class Board:
             for run in stored["runs"]:
                 right = unpacked(run["right"], len(self.questions))
                 self.right.setdefault((name, run["keep"]), []).append(right)
-        for key, seeds in self.right.items():
-            self.tallies[key] = mean_tally([self.questions.tally(right) for right in seeds])
+        self.whole = {
+            key: mean_tally([self.questions.tally(right) for right in seeds])
+            for key, seeds in self.right.items()
+        }
+        shares = accuracies(self.whole[FULL, 1.0])
+        self.kinds = [kind for kind, share in shares.items() if share >= gate(kind)]
+        if not self.kinds:
+            raise ValueError(f"results in {str(folder)!r}: no type of question is answered well")
+        self.tallies = {key: of_kinds(tally, self.kinds) for key, tally in self.whole.items()}
         self.full, self.blind = self.tallies.pop((FULL, 1.0)), self.tallies.pop((BLIND, 1.0))
 
     @property
@@ -114,10 +128,15 @@ def scored(tally: Tally) -> str:
     return "{:.1f} ({:.1f} to {:.1f})".format(tally.macro, *tally.interval)
 
 
-def of_kind(tally: Tally, kind: str) -> Tally:
-    """One type of question alone."""
-    place = tally.kinds.index(kind)
-    return Tally([kind], tally.right[:, [place]], tally.asked[:, [place]])
+def accuracies(tally: Tally) -> dict[str, float]:
+    """Right answers in % by type."""
+    return dict(zip(tally.kinds, tally.accuracy.tolist(), strict=True))
+
+
+def of_kinds(tally: Tally, kinds: Sequence[str]) -> Tally:
+    """Some types of question alone."""
+    places = [tally.kinds.index(kind) for kind in kinds]
+    return Tally(list(kinds), tally.right[:, places], tally.asked[:, places])
 
 
 def markdown(heads: Iterable[object], rows: Iterable[Iterable[object]]) -> Iterator[str]:
@@ -156,17 +175,17 @@ def introduction(board: Board) -> str:
         scenes=questions.scenes,
         easy_vqa=questions.easy_vqa,
         questions=len(questions),
-        kinds=len(questions.kinds),
+        kinds=len(board.kinds),
         full=scored(board.full),
         blind=scored(board.blind),
     )
     poor = [
-        f"{kind.replace('_', ' ')} ({accuracy:.1f})"
-        for kind, accuracy in zip(board.full.kinds, board.full.accuracy, strict=True)
-        if accuracy < LEARNED
+        f"{kind.replace('_', ' ')} ({share:.1f})"
+        for kind, share in accuracies(board.whole[FULL, 1.0]).items()
+        if kind not in board.kinds
     ]
     if poor:
-        text += f"- Not learned to {LEARNED}%, so of little evidence: {', '.join(poor)}.\n"
+        text += f"- Not answered well enough to be in the mean: {', '.join(poor)}.\n"
     return text
 
 
@@ -198,7 +217,7 @@ def verdict(tally: Tally, random: Tally) -> str:
     word = "above random" if low > 0 else BELOW if high < 0 else "not told apart from random"
     found: dict[str, list[str]] = {"below": [], "above": []}
     for kind in tally.kinds:
-        one = difference(of_kind(tally, kind), of_kind(random, kind))
+        one = difference(of_kinds(tally, [kind]), of_kinds(random, [kind]))
         low, high = one["interval"]
         if low > 0 or high < 0:
             side = "above" if low > 0 else "below"
@@ -237,14 +256,14 @@ def by_kind(board: Board) -> Iterator[str]:
     """Accuracy of every type of question."""
     yield from ("## By question type", "")
     for kind in board.questions.kinds:
-        full = of_kind(board.full, kind)
+        full = of_kinds(board.whole[FULL, 1.0], [kind])
         yield f"### {kind.replace('_', ' ').capitalize()}: {scored(full)} with all tokens"
         yield ""
         rows = []
         for name in board.methods:
-            tallies = [board.tallies.get((name, keep)) for keep in board.keeps]
+            tallies = [board.whole.get((name, keep)) for keep in board.keeps]
             rows.append(
-                [name, *("" if one is None else scored(of_kind(one, kind)) for one in tallies)]
+                [name, *("" if one is None else scored(of_kinds(one, [kind])) for one in tallies)]
             )
         yield from markdown(("method", *board.keeps), rows)
 
@@ -256,12 +275,50 @@ def refusals(board: Board) -> Iterator[str]:
         yield from (f"- `{name}`: {reason}" for name, reason in sorted(board.refused.items()))
 
 
+def excerpt(folder: Path = RESULTS) -> str:
+    """What README.md says of the results, in Markdown."""
+    board = Board(folder)
+    full = board.whole[FULL, 1.0]
+    types = ", ".join(
+        f"{kind.replace('_', ' ')} {share:.1f}" for kind, share in accuracies(full).items()
+    )
+    keeps = [keep for keep in SHORT if keep in board.keeps]
+
+    def cell(name: str, keep: float | int) -> str:
+        tally = board.tallies.get((name, keep))
+        return "" if tally is None else f"{tally.macro:.1f} ({tally.macro / board.full.macro:.0%})"
+
+    said = (
+        f"{board.questions.scenes} held-out scenes and {board.questions.easy_vqa} pictures of "
+        f"easy-VQA's official test split, in %, all tokens: {types}; macro, the mean of the "
+        f"{len(board.kinds)} types that it answers well enough, {scored(board.full)}. Given "
+        f"another picture it is right in {scored(board.blind)}."
+    )
+    rows = ([name, *(cell(name, keep) for keep in keeps)] for name in board.methods)
+    return "\n".join([*textwrap.wrap(said, 100), "", *markdown(("", *keeps), rows)])
+
+
+def with_excerpt(text: str, said: str) -> str:
+    """``text`` with what stands between the two marks replaced.
+
+    Raises:
+        ValueError: a mark is missing.
+    """
+    before, begins, rest = text.partition(BEGINS)
+    _, ends, after = rest.partition(ENDS)
+    if not (begins and ends):
+        raise ValueError(f"{README} lacks {BEGINS} or {ENDS}")
+    return f"{before}{BEGINS}\n{said}{ENDS}{after}"
+
+
 def main(
     results: Annotated[Path, typer.Option(help="Folder of tiny_accuracy.py.")] = RESULTS,
     out: Annotated[Path, typer.Option(help="The page.")] = PAGE,
+    readme: Annotated[Path, typer.Option(help="Where the short table goes.")] = README,
 ) -> None:
-    """Write the leaderboard."""
+    """Write the leaderboard, and its short form into the README."""
     out.write_text(page(results))
+    readme.write_text(with_excerpt(readme.read_text(), excerpt(results)))
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ be run one by one; `leaderboard.py` makes the tables. Random selection is run wi
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -16,22 +17,26 @@ from typing import Annotated, Any
 import numpy as np
 import torch
 import typer
+from PIL import Image
 from rich.console import Console
 from rich.progress import track
 
-from gprune import methods
+from gprune import Pruner, UnsupportedModelError, VisualTokens, methods
 from gprune.asking import quiet_transformers
 from gprune.cli import parse_keep
 from gprune.evaluation import tasks
 from gprune.evaluation.metrics import Record, Tally
 from gprune.evaluation.runner import Evaluation, Run, runs_of
-from gprune.tinyvlm import load
-from gprune.tinyvlm.accuracy import TYPES, Sample, held_out, projected_batches, score
+from gprune.prompts import prepare
+from gprune.tinyvlm import Question, load
+from gprune.tinyvlm.accuracy import TYPES, Encoded, Sample, encode, held_out, score
 
 RESULTS = Path("benchmarks/results/tiny_accuracy")
 BUDGETS = "0.75,0.5,0.36,0.25,0.11,0.1,0.05"
 # All tokens, and all tokens of another picture than the one asked about.
 FULL, BLIND = "full", "another_picture"
+# Questions at a time, where each is asked alone.
+BATCH = 32
 
 
 @dataclass(frozen=True)
@@ -91,6 +96,29 @@ def summary(tally: Tally) -> dict[str, object]:
     return {"macro": tally.macro, "interval": tally.interval, "types": types}
 
 
+@torch.inference_mode()
+def seen_by(
+    pruner: Pruner,
+    model: Any,
+    processor: Any,
+    asked: Sequence[tuple[Image.Image, list[Question]]],
+) -> list[VisualTokens]:
+    """What a method is shown of each picture when the model is asked the first of its questions."""
+    seen: list[VisualTokens] = []
+
+    class Recording(type(pruner)):  # type: ignore[misc]
+        def reduce_groups(self, groups: Sequence[VisualTokens]) -> Any:
+            seen.extend(groups)
+            return super().reduce_groups(groups)
+
+    values = {field.name: getattr(pruner, field.name) for field in dataclasses.fields(pruner)}
+    processor.tokenizer.padding_side = "left"
+    inputs = prepare(model, processor, [([image], many[0].question) for image, many in asked])
+    with Recording(**values)(model):
+        model(**inputs, logits_to_keep=1)
+    return seen
+
+
 class Refused(Exception):
     """The tiny model cannot serve a method."""
 
@@ -111,7 +139,8 @@ class Scorer:
         self.model, self.processor = load(checkpoint)
         self.samples, self.scenes, self.work = samples, scenes, work
         with torch.inference_mode():
-            self.encoded = list(projected_batches(self.model, samples))
+            self.encoded = list(encode(self.model, samples))
+        self.recorded: dict[tuple[str, ...], list[Encoded]] = {}
 
     def right(self, run: Run) -> list[bool]:
         """Whether each question was answered right.
@@ -123,11 +152,40 @@ class Scorer:
             outcomes = score(self.model, self.with_other_pictures())
         else:
             try:
-                outcomes = score(self.model, self.samples, run.pruner(), self.encoded)
+                pruner = run.pruner()
+                encoded = self.encoded
+                if pruner is not None and pruner.signals:
+                    encoded = self.with_signals(pruner)
+                outcomes = score(self.model, self.samples, pruner, encoded)
+            except UnsupportedModelError as refusal:
+                raise Refused(f"{type(refusal).__name__}: {refusal}") from None
             except ValueError:
-                # It needs more than features: attention, the question, or a place in the model.
+                # It needs more than tokens: a place in the model, or pictures of another size.
                 return self.asked_one_by_one(run)
         return [one for many in outcomes for one in many]
+
+    def with_signals(self, pruner: Pruner) -> list[Encoded]:
+        """The pictures as the hook shows them to a method that reads more than features.
+
+        One that reads the question sees a picture once for each.
+        """
+        if pruner.signals not in self.recorded:
+            by_question = "text" in pruner.signals
+            asked = [
+                (sample.image, questions)
+                for sample in self.samples
+                for questions in (
+                    [[one] for one in sample.questions] if by_question else [sample.questions]
+                )
+            ]
+            self.recorded[pruner.signals] = [
+                Encoded(
+                    seen_by(pruner, self.model, self.processor, part), [many for _, many in part]
+                )
+                for start in range(0, len(asked), BATCH)
+                for part in [asked[start : start + BATCH]]
+            ]
+        return self.recorded[pruner.signals]
 
     def with_other_pictures(self) -> list[Sample]:
         """Every question about the next picture of its kind."""
@@ -143,7 +201,9 @@ class Scorer:
         self.processor.tokenizer.padding_side = "left"
         examples = tasks.scenes(self.scenes) + tasks.easy_vqa(len(self.samples) - self.scenes)
         settings = {"scenes": self.scenes, "easy_vqa": len(self.samples) - self.scenes}
-        evaluation = Evaluation(self.model, self.processor, examples, self.work, settings, batch=32)
+        evaluation = Evaluation(
+            self.model, self.processor, examples, self.work, settings, batch=BATCH
+        )
         evaluation.perform(run)
         if evaluation.failures:
             raise Refused(evaluation.failures[run.label])

@@ -1,4 +1,5 @@
-"""What mkdocs cannot read from its settings: a page for every method, made from its docstring.
+"""What mkdocs cannot read from its settings: a page for every method, made from its docstring, and
+the card of the shipped model.
 
 A method is found in the source, without importing it: a class in gprune/pruners with a `name`. The
 page shows its docstring, and its row of the leaderboard. A page of the same name that
@@ -15,6 +16,8 @@ from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).parents[1]
 LEADERBOARD = ROOT / "docs" / "leaderboard.md"
+# The model's card lies beside its weights.
+CARDS = {"tiny_card.md": ROOT / "gprune" / "tinyvlm" / "checkpoint" / "README.md"}
 
 
 def methods() -> dict[str, tuple[str, str]]:
@@ -79,11 +82,14 @@ def on_config(config: Any) -> Any:
 
 def exists(entry: dict[str, str]) -> bool:
     target = next(iter(entry.values()))
-    return target.startswith("methods/") or (ROOT / "docs" / target).is_file()
+    return target.startswith("methods/") or CARDS.get(target, ROOT / "docs" / target).is_file()
 
 
 def on_files(files: Files, config: Any) -> Files:
-    """Puts the methods' pages where mkdocs looks for them."""
+    """Puts the methods' pages and the card where mkdocs looks for them."""
+    for path, card in CARDS.items():
+        _, _, content = card.read_text().split("---\n", 2)  # its settings come first
+        files.append(File.generated(config, path, content=content))
     for name, (module, kind) in methods().items():
         path = f"methods/{name}.md"
         old = files.get_file_from_path(path)

@@ -43,7 +43,7 @@ class CoverBudget:
     radius: float
     least: float = 0.01
     most: float = 1.0
-    place: float = 2.0
+    place: float = 1.0
 
     def __post_init__(self) -> None:
         check_weight("radius", self.radius)
@@ -60,7 +60,7 @@ class CoverBudget:
         groups: Iterable[VisualTokens],
         least: float | None = None,
         most: float | None = None,
-        place: float = 2.0,
+        place: float = 1.0,
     ) -> Self:
         """The budget that keeps ``average`` of the tokens of some representative groups.
 

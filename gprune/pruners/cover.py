@@ -48,7 +48,7 @@ class GraphCover(MergingPruner):
         ValueError: ``place`` is negative or not finite.
     """
 
-    place: float = 2.0
+    place: float = 1.0
     merge: bool = False
 
     name: ClassVar[str] = "graph_cover"

@@ -14,11 +14,11 @@ from transformers import LlavaForConditionalGeneration
 from gprune.pruners import Pruner
 from gprune.tinyvlm import easyvqa
 from gprune.tinyvlm.packing import answered, pack, said
-from gprune.tinyvlm.scenes import GRID, QUESTION_TYPES, RICH_TYPES, Question, make_scene
+from gprune.tinyvlm.scenes import GRID, QUESTION_TYPES, Question, make_scene
 from gprune.tinyvlm.vocabulary import build_tokenizer
 from gprune.tokens import VisualTokens
 
-# In the order of tables: what the shipped model was taught, then the third-party set.
+# In the order of tables: our own, then the third-party set.
 TYPES = (*QUESTION_TYPES, "easy_vqa")
 
 
@@ -31,7 +31,7 @@ class Sample:
 
 
 def held_out(
-    split: str, scenes: int, easy_vqa: int, seed: int = 0, grid: int = GRID, rich: bool = False
+    split: str, scenes: int, easy_vqa: int, seed: int = 0, grid: int = GRID
 ) -> list[Sample]:
     """The first pictures of a split: generated scenes, then the official easy-VQA ones.
 
@@ -41,11 +41,9 @@ def held_out(
         easy_vqa: how many easy-VQA pictures, each with at most eight of its questions.
         seed: of the scenes.
         grid: patches a side of the model that will see them.
-        rich: rich scenes with their questions, see `make_scene`.
     """
-    kinds = RICH_TYPES if rich else QUESTION_TYPES
-    generated = (make_scene(split, seed, index, rich=rich) for index in range(scenes))
-    samples = [Sample(scene.draw(grid), scene.ask(kinds)) for scene in generated]
+    generated = (make_scene(split, seed, index) for index in range(scenes))
+    samples = [Sample(scene.draw(grid), scene.ask()) for scene in generated]
     samples += [
         Sample(easyvqa.image(split, index, grid), easyvqa.ask(split, index, 8))
         for index in easyvqa.indices(split)[:easy_vqa]
@@ -72,15 +70,25 @@ def grid_of(model: LlavaForConditionalGeneration) -> int:
     return int(vision.image_size // vision.patch_size)
 
 
-def projected_batches(
+@dataclass(frozen=True, eq=False)
+class Encoded:
+    """Some pictures as a pruner sees them, each with the questions that are asked about it."""
+
+    tokens: list[VisualTokens]
+    questions: list[list[Question]]
+
+
+def encode(
     model: LlavaForConditionalGeneration, samples: Sequence[Sample], batch: int = 16
-) -> Iterator[tuple[Tensor, list[list[Question]]]]:
-    """Projected features [b, n, d] with their questions, a batch at a time."""
+) -> Iterator[Encoded]:
+    """The projected features of pictures, a batch at a time."""
+    grid = (grid_of(model),) * 2
     for start in range(0, len(samples), batch):
         part = samples[start : start + batch]
         pixels = to_pixels([sample.image for sample in part])
         features = model.model.multi_modal_projector(vision_features(model, pixels))
-        yield features, [sample.questions for sample in part]
+        tokens = [VisualTokens(x, grid=grid) for x in features]
+        yield Encoded(tokens, [sample.questions for sample in part])
 
 
 @torch.inference_mode()
@@ -88,7 +96,7 @@ def score(
     model: LlavaForConditionalGeneration,
     samples: Sequence[Sample],
     pruner: Pruner | None = None,
-    encoded: Iterable[tuple[Tensor, list[list[Question]]]] | None = None,
+    encoded: Iterable[Encoded] | None = None,
 ) -> list[list[bool]]:
     """Whether greedy decoding gives each question's whole answer, by picture.
 
@@ -99,21 +107,22 @@ def score(
         model: in evaluation mode.
         samples: pictures with questions.
         pruner: None keeps all tokens.
-        encoded: what `projected_batches` makes of the samples, where several pruners see them.
+        encoded: what `encode` makes of the samples, where several pruners see them or one that
+            reads more than features.
     """
     tokenizer = build_tokenizer()
     grid = grid_of(model)
     outcomes: list[list[bool]] = []
-    for features, questions in encoded or projected_batches(model, samples):
-        whole = torch.arange(grid**2, device=features.device)
-        kept = [(whole, x) for x in features]
-        if pruner is not None:
-            kept = [pruner.reduce(VisualTokens(x, grid=(grid, grid))) for x in features]
+    for batch in encoded or encode(model, samples):
+        if pruner is None:
+            kept = [(torch.arange(len(one)), one.features) for one in batch.tokens]
+        else:
+            kept = [pruner.reduce(one) for one in batch.tokens]
         found: dict[int, list[bool]] = {}
         # Pictures with as many tokens go together; with a fixed budget, all of them.
         for count in sorted({len(x) for _, x in kept}):
             rows = [row for row, (_, x) in enumerate(kept) if len(x) == count]
-            packed = pack([questions[row] for row in rows], tokenizer, grid**2)
+            packed = pack([batch.questions[row] for row in rows], tokenizer, grid**2)
             few = torch.stack([kept[row][1] for row in rows])
             places = torch.stack([kept[row][0] for row in rows])
             right = answered(said(model, few, packed, places), packed, tokenizer)
@@ -123,8 +132,8 @@ def score(
 
 
 def by_type(samples: Sequence[Sample], outcomes: Sequence[Sequence[bool]]) -> dict[str, list[bool]]:
-    """The outcomes of `score` by question type, in the order of `RICH_TYPES`, easy-VQA last."""
-    right: dict[str, list[bool]] = {kind: [] for kind in (*RICH_TYPES, "easy_vqa")}
+    """The outcomes of `score` by question type, in the order of `TYPES`."""
+    right: dict[str, list[bool]] = {kind: [] for kind in TYPES}
     for sample, results in zip(samples, outcomes, strict=True):
         for question, good in zip(sample.questions, results, strict=True):
             right[question.kind].append(good)

@@ -30,6 +30,8 @@ class PackedQuestions:
         segments: which question a token belongs to, -1 in padding, [b, L].
         positions: position ids of the text, [b, L].
         questions: the questions of each row, in the order of their segments.
+        names: where a word points at objects: the row, the token, whether the word ends a name of
+            two, and the numbers of the scene's objects.
     """
 
     ids: Tensor
@@ -37,6 +39,7 @@ class PackedQuestions:
     segments: Tensor
     positions: Tensor
     questions: list[list[Question]]
+    names: list[tuple[int, int, bool, tuple[int, ...]]]
 
 
 def pack(
@@ -45,8 +48,9 @@ def pack(
     visual_tokens: int,
 ) -> PackedQuestions:
     """Packs the questions of each picture, to follow one BOS and ``visual_tokens`` placeholders."""
+    names: list[tuple[int, int, bool, tuple[int, ...]]] = []
     rows = []
-    for asked in questions:
+    for row, asked in enumerate(questions):
         ids: list[int] = []
         labels: list[int] = []
         segments: list[int] = []
@@ -55,6 +59,11 @@ def pack(
             prompt = tokenizer.encode(item.question, add_special_tokens=False)
             answer = tokenizer.encode(item.answer, add_special_tokens=False)
             answer.append(tokenizer.eos_token_id)
+            place, last = -1, -1
+            for word, pointed in item.about:
+                place = prompt.index(tokenizer.convert_tokens_to_ids(word), place + 1)
+                names.append((row, len(ids) + place, place == last + 1 > 0, pointed))
+                last = place
             # The end-of-sequence token is predicted, not read.
             ids += prompt + answer[:-1]
             labels += [IGNORED] * (len(prompt) - 1) + answer
@@ -73,6 +82,7 @@ def pack(
         segments=column(2, -1),
         positions=column(3, 0),
         questions=[list(asked) for asked in questions],
+        names=names,
     )
 
 
@@ -107,7 +117,7 @@ def packed_logits(
     mask.masked_fill_(~seen[:, None], torch.finfo(embeds.dtype).min)
     if places is None:
         places = torch.arange(n, device=features.device).expand(b, -1)
-    positions = torch.cat([torch.zeros_like(places[:, :1]), places + 1, packed.positions], 1)
+    positions = torch.cat([places.new_zeros(b, 1), places + 1, packed.positions], 1)
     hidden = language(
         inputs_embeds=embeds, attention_mask=mask, position_ids=positions, use_cache=False
     ).last_hidden_state
@@ -124,7 +134,7 @@ def said(
 
     Where only the exact answer is right, one pass that reads it decides: greedy decoding yields it
     if every token of it is the likeliest one after those before. A box may differ from the answer
-    and be right, so there the model reads what it said itself, which takes a pass for each edge.
+    and be right, so a box that differs is decoded edge by edge, each after what the model said.
 
     Args:
         model: in evaluation mode.
@@ -132,21 +142,53 @@ def said(
         packed: the questions.
         places: original index of each visual token where some were pruned, [b, n].
     """
+    given = packed_logits(model, features, packed, places).argmax(-1)
     boxes = torch.zeros_like(packed.ids, dtype=torch.bool)
     for row, asked in enumerate(packed.questions):
         for segment, question in enumerate(asked):
             if question.kind == "box":
                 boxes[row] |= packed.segments[row] == segment
-    inside = boxes & (packed.labels != IGNORED)
-    read = inside[:, 1:] & inside[:, :-1] & (packed.segments[:, 1:] == packed.segments[:, :-1])
-    ids = packed.ids
+    missed = boxes & (packed.labels != IGNORED) & (given != packed.labels)
+    rows = missed.any(1).nonzero()[:, 0]
+    if not len(rows):
+        return given
+    # What the model says of a missed box is read again, without the other questions.
+    part, columns, real = _only(packed, rows, boxes)
+    seen = None if places is None else places[rows]
+    read = (part.labels != IGNORED)[:, 1:] & (part.labels != IGNORED)[:, :-1]
+    read &= part.segments[:, 1:] == part.segments[:, :-1]
     while True:
-        given = packed_logits(model, features, replace(packed, ids=ids), places).argmax(-1)
-        following = ids.clone()
-        following[:, 1:] = torch.where(read, given[:, :-1], ids[:, 1:])
-        if torch.equal(following, ids):
-            return given
-        ids = following
+        again = packed_logits(model, features[rows], part, seen).argmax(-1)
+        following = part.ids.clone()
+        following[:, 1:] = torch.where(read, again[:, :-1], part.ids[:, 1:])
+        if torch.equal(following, part.ids):
+            break
+        part = replace(part, ids=following)
+    given[rows[:, None].expand_as(columns)[real], columns[real]] = again[real]
+    return given
+
+
+def _only(
+    packed: PackedQuestions, rows: Tensor, wanted: Tensor
+) -> tuple[PackedQuestions, Tensor, Tensor]:
+    """Some rows of ``packed`` with only the tokens where ``wanted`` [b, L] is true, in order.
+
+    Returns:
+        The rows, of which column of ``packed`` each token was, and which are no padding.
+    """
+    few = wanted[rows]
+    width = int(few.sum(1).max())
+    columns = few.int().argsort(dim=1, descending=True, stable=True)[:, :width]
+    real = few.gather(1, columns)
+    part = PackedQuestions(
+        ids=packed.ids[rows].gather(1, columns),
+        labels=packed.labels[rows].gather(1, columns).where(real, IGNORED),
+        segments=packed.segments[rows].gather(1, columns).where(real, -1),
+        positions=packed.positions[rows].gather(1, columns),
+        questions=[packed.questions[row] for row in rows.tolist()],
+        names=[],
+    )
+    return part, columns, real
 
 
 def answered(
@@ -174,4 +216,4 @@ def _is_right(
 ) -> bool:
     if question.kind != "box" or given[-1] != label[-1]:
         return torch.equal(given, label)
-    return box_is_found(str(tokenizer.decode(given[:-1])), question.answer)
+    return box_is_found(tokenizer.decode(given[:-1]), question.answer)

@@ -14,7 +14,7 @@ import functools
 import math
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import matplotlib
@@ -23,8 +23,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 # Where things lie is told in units of a 112th of the picture's side, whatever its size in pixels.
 SIDE = 112
-# Patches a side of the shipped model, and how many pixels a patch has in every model.
-GRID = 14
+# Patches a side of the shipped models, and how many pixels a patch has in every model.
+GRID = 16
 PATCH_SIZE = 8
 IMAGE_SIZE = GRID * PATCH_SIZE
 # Shapes and digits are drawn at twice the size and averaged down, which is what antialiasing is.
@@ -83,7 +83,6 @@ MARKS = ("none", "first", "second", "third", "centre")
 EDGES = ("left", "top", "right", "bottom")
 BINS = 32
 
-# What the shipped checkpoint was taught, and what a richer recipe teaches besides.
 QUESTION_TYPES = (
     "text",
     "count",
@@ -93,8 +92,11 @@ QUESTION_TYPES = (
     "shape",
     "exist",
     "relation",
+    "object",
+    "box",
+    "bigger",
+    "same_color",
 )
-RICH_TYPES = (*QUESTION_TYPES, "object", "box", "bigger", "same_color")
 
 
 @dataclass(frozen=True)
@@ -132,11 +134,21 @@ class Text:
 
 @dataclass(frozen=True)
 class Question:
-    """A question of one of ``RICH_TYPES`` (or ``easy_vqa``) with its only right answer."""
+    """A question of one of ``QUESTION_TYPES`` (or ``easy_vqa``) with its only right answer.
+
+    Attributes:
+        kind: its type.
+        question: what is asked.
+        answer: the answer.
+        about: the words that point at objects of the scene, in order, each with the numbers of
+            those objects: a color with all that have it, the end of a name with its bearers. Empty
+            where the question names nothing that is there.
+    """
 
     kind: str
     question: str
     answer: str
+    about: tuple[tuple[str, tuple[int, ...]], ...] = field(default=(), compare=False)
 
 
 @dataclass(frozen=True)
@@ -206,11 +218,8 @@ class Scene:
             result[row, column] = MARKS.index("centre")
         return result
 
-    def patch_edges(self, grid: int = GRID) -> np.ndarray:
-        """The box of the object that a patch shows, in ``BINS``: [grid, grid, 4], -1 elsewhere.
-
-        Where two objects share a patch, it belongs to the later one, as its other labels do.
-        """
+    def patch_owners(self, grid: int = GRID) -> np.ndarray:
+        """Which object a patch shows, -1 where it shows none: [grid, grid]."""
         scale = grid * PATCH_SIZE / SIDE
         owners = Image.fromarray(np.zeros((grid * PATCH_SIZE,) * 2, dtype=np.uint8))
         pen = ImageDraw.Draw(owners)
@@ -218,9 +227,15 @@ class Scene:
             draw_shape(pen, item, number, scale)
         weight = np.full(len(self.objects) + 1, 2)
         weight[0] = 1
-        owner = heaviest_label(np.asarray(owners), weight)
+        return heaviest_label(np.asarray(owners), weight) - 1
+
+    def patch_edges(self, grid: int = GRID) -> np.ndarray:
+        """The box of the object that a patch shows, in ``BINS``: [grid, grid, 4], -1 elsewhere.
+
+        Where two objects share a patch, it belongs to the later one, as its other labels do.
+        """
         boxes = np.array([[-1] * 4, *(binned(item.box) for item in self.objects)])
-        return boxes[owner]
+        return boxes[1 + self.patch_owners(grid)]
 
     def foreground(self, grid: int = GRID) -> np.ndarray:
         """True where a patch shows an object or a sign rather than background: [grid, grid]."""
@@ -234,12 +249,31 @@ class Scene:
         """
         asked: dict[str, Question] = {}
         for kind in kinds:
-            rng = stream(self.split, self.seed, self.index, 1 + RICH_TYPES.index(kind))
+            rng = stream(self.split, self.seed, self.index, 1 + QUESTION_TYPES.index(kind))
             for _ in range(times):
                 question = ASKERS[kind](self, rng)
                 if question is not None:
                     asked.setdefault(question.question, question)
         return list(asked.values())
+
+    def pointing(self, *names: str) -> tuple[tuple[str, tuple[int, ...]], ...]:
+        """The words of names with the numbers of the objects they point at.
+
+        Args:
+            names: a color and a shape, either alone, or with ``object`` in place of the shape.
+        """
+
+        def bearing(words: list[str]) -> tuple[int, ...]:
+            return tuple(
+                number
+                for number, item in enumerate(self.objects)
+                if {item.color, item.shape, "object"}.issuperset(words)
+            )
+
+        named = [name.split() for name in names]
+        return tuple(
+            (words[i], bearing(words[: i + 1])) for words in named for i in range(len(words))
+        )
 
     def _halves(self, scale: float = 1) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
         whole = slice(0, None)
@@ -259,9 +293,7 @@ class Scene:
         return pixels
 
 
-def make_scene(
-    split: str, seed: int, index: int, crowded: bool = False, rich: bool = False
-) -> Scene:
+def make_scene(split: str, seed: int, index: int, crowded: bool = False) -> Scene:
     """The scene of ``(split, seed, index)``.
 
     Args:
@@ -270,8 +302,6 @@ def make_scene(
         index: which scene of it.
         crowded: several texts and many small objects, which give a dense per-patch objective more
             to learn from each picture.
-        rich: letters as well as digits, more objects, and often few colours, so that objects share
-            them.
 
     Raises:
         ValueError: ``split`` is none of the three.
@@ -288,14 +318,11 @@ def make_scene(
     phases = (float(rng.random()), float(rng.random()))
     taken: list[tuple[float, float, float, float]] = []
     numbers = int(rng.integers(2, 6)) if crowded else int(rng.random() < 0.75)
-    signs = (DIGITS, LETTERS) if rich else (DIGITS,)
-    texts = [text for _ in range(numbers) if (text := _place_text(rng, taken, signs)) is not None]
-    most = 9 if rich else 7
-    wanted = int(rng.integers(5, 11)) if crowded else int(rng.integers(1, most + 1))
+    texts = [text for _ in range(numbers) if (text := _place_text(rng, taken)) is not None]
+    wanted = int(rng.integers(5, 11)) if crowded else int(rng.integers(1, 10))
     scale = float(rng.uniform(0.6, 1.0) if crowded else rng.uniform(0.7, 1.6))
-    colors = list(COLORS)
-    if rich:
-        colors = [str(name) for name in rng.permutation(colors)[: int(rng.integers(2, 11))]]
+    # Often few colors, so that objects share them.
+    colors = [str(name) for name in rng.permutation(list(COLORS))[: int(rng.integers(2, 11))]]
     objects = []
     for _ in range(wanted):
         item = _place_object(rng, taken, scale, colors)
@@ -359,12 +386,9 @@ def _place_object(
 
 
 def _place_text(
-    rng: np.random.Generator,
-    taken: list[tuple[float, float, float, float]],
-    signs: Sequence[Sequence[str]],
+    rng: np.random.Generator, taken: list[tuple[float, float, float, float]]
 ) -> Text | None:
-    # Asked only where there is a choice, so that scenes of digits alone stay what they were.
-    kind = signs[int(rng.integers(len(signs)))] if len(signs) > 1 else signs[0]
+    kind = (DIGITS, LETTERS)[int(rng.integers(2))]
     written = "".join(kind[int(place)] for place in rng.integers(0, len(kind), 3))
     name, size = str(rng.choice(FONTS)), int(rng.integers(19, 29))
     font = load_font(name, size * SUPERSAMPLE)
@@ -531,7 +555,9 @@ def _ask_color(scene: Scene, rng: np.random.Generator) -> Question | None:
     if not unique:
         return None
     item = scene.objects[int(rng.choice(unique))]
-    return Question("color", f"what color is the {item.shape}?", item.color)
+    return Question(
+        "color", f"what color is the {item.shape}?", item.color, scene.pointing(item.shape)
+    )
 
 
 def _ask_shape(scene: Scene, rng: np.random.Generator) -> Question | None:
@@ -539,7 +565,8 @@ def _ask_shape(scene: Scene, rng: np.random.Generator) -> Question | None:
     if not unique:
         return None
     item = scene.objects[int(rng.choice(unique))]
-    return Question("shape", f"what shape is the {item.color} object?", item.shape)
+    name = f"{item.color} object"
+    return Question("shape", f"what shape is the {name}?", item.shape, scene.pointing(name))
 
 
 def article(name: str) -> str:
@@ -553,7 +580,8 @@ def _ask_exist(scene: Scene, rng: np.random.Generator) -> Question | None:
         return None
     if rng.random() < 0.5:
         name = str(rng.choice(sorted(present)))
-        return Question("exist", f"is there {article(name)} {name}?", "yes")
+        text = f"is there {article(name)} {name}?"
+        return Question("exist", text, "yes", scene.pointing(name))
     # Half of the absent ones recombine what is there: colour and shape must be bound, not spotted.
     mixed = {
         f"{one.color} {other.shape}" for one in scene.objects for other in scene.objects
@@ -583,20 +611,22 @@ def _ask_relation(scene: Scene, rng: np.random.Generator) -> Question | None:
     if not pairs:
         return None
     first, second = pairs[int(rng.integers(len(pairs)))]
-    one, other = scene.objects[first], scene.objects[second]
     smaller, larger = ("left of", "right of") if axis == "x" else ("above", "below")
     true_word, false_word = smaller, larger
     if rng.random() < 0.5:
-        one, other, true_word, false_word = other, one, larger, smaller
-    if rng.random() < 0.5:
-        return Question("relation", f"is the {one.name} {true_word} the {other.name}?", "yes")
-    return Question("relation", f"is the {one.name} {false_word} the {other.name}?", "no")
+        first, second, true_word, false_word = second, first, larger, smaller
+    answer, word = ("yes", true_word) if rng.random() < 0.5 else ("no", false_word)
+    one, other = scene.objects[first].name, scene.objects[second].name
+    text = f"is the {one} {word} the {other}?"
+    return Question("relation", text, answer, scene.pointing(one, other))
 
 
 def _ask_object(scene: Scene, rng: np.random.Generator) -> Question | None:
     if len(scene.objects) != 1:
         return None
-    return Question("object", "what object is there?", scene.objects[0].name)
+    return Question(
+        "object", "what object is there?", scene.objects[0].name, scene.pointing("object")
+    )
 
 
 def binned(box: tuple[float, float, float, float]) -> list[int]:
@@ -611,7 +641,8 @@ def box_words(box: tuple[float, float, float, float]) -> str:
 
 def box_of(words: str) -> tuple[float, float, float, float] | None:
     """The box in units that `box_words` tells, the middle of each step; None where it is none."""
-    found = re.fullmatch(r"left(\d+) top(\d+) right(\d+) bottom(\d+)", words.strip())
+    pattern = " ".join(rf"{edge}(\d{{1,2}})" for edge in EDGES)
+    found = re.fullmatch(pattern, words.strip())
     if found is None:
         return None
     left, top, right, bottom = ((int(step) + 0.5) * SIDE / BINS for step in found.groups())
@@ -637,7 +668,7 @@ SHARED = 0.5
 
 
 def box_is_found(told: str, true: str) -> bool:
-    """Whether what was told is a box, and near enough to the one that `box_words` tells."""
+    """Whether the box told in words is the true one, as detection counts it."""
     one, other = box_of(told), box_of(true)
     return one is not None and other is not None and overlap(one, other) >= SHARED
 
@@ -647,7 +678,8 @@ def _ask_box(scene: Scene, rng: np.random.Generator) -> Question | None:
     if not unique:
         return None
     item = scene.objects[int(rng.choice(unique))]
-    return Question("box", f"where is the {item.name}?", box_words(item.box))
+    text = f"where is the {item.name}?"
+    return Question("box", text, box_words(item.box), scene.pointing(item.name))
 
 
 # How many times as large a radius must be for one object to be plainly bigger than another.
@@ -655,34 +687,38 @@ SIZE_MARGIN = 1.25
 
 
 def _ask_bigger(scene: Scene, rng: np.random.Generator) -> Question | None:
-    unique = [scene.objects[i] for i in _only([item.name for item in scene.objects])]
+    unique = _only([item.name for item in scene.objects])
     pairs = [
-        (one, other)
-        for one in unique
-        for other in unique
-        if one.radius >= SIZE_MARGIN * other.radius
+        (first, second)
+        for first in unique
+        for second in unique
+        if scene.objects[first].radius >= SIZE_MARGIN * scene.objects[second].radius
     ]
     if not pairs:
         return None
-    one, other = pairs[int(rng.integers(len(pairs)))]
+    first, second = pairs[int(rng.integers(len(pairs)))]
     answer = "yes"
     if rng.random() < 0.5:
-        one, other, answer = other, one, "no"
-    return Question("bigger", f"is the {one.name} bigger than the {other.name}?", answer)
+        first, second, answer = second, first, "no"
+    one, other = scene.objects[first].name, scene.objects[second].name
+    text = f"is the {one} bigger than the {other}?"
+    return Question("bigger", text, answer, scene.pointing(one, other))
 
 
 def _ask_same_color(scene: Scene, rng: np.random.Generator) -> Question | None:
-    unique = [scene.objects[i] for i in _only([item.shape for item in scene.objects])]
-    pairs = [(one, other) for one in unique for other in unique if one is not other]
-    alike = [(one, other) for one, other in pairs if one.color == other.color]
-    apart = [(one, other) for one, other in pairs if one.color != other.color]
+    unique = _only([item.shape for item in scene.objects])
+    colors = [item.color for item in scene.objects]
+    pairs = [(first, second) for first in unique for second in unique if first != second]
+    alike = [pair for pair in pairs if colors[pair[0]] == colors[pair[1]]]
+    apart = [pair for pair in pairs if colors[pair[0]] != colors[pair[1]]]
     # Most scenes have no pair of one colour: those that lack either answer are not asked about.
     if not alike or not apart:
         return None
     answer, among = ("yes", alike) if rng.random() < 0.5 else ("no", apart)
-    one, other = among[int(rng.integers(len(among)))]
-    text = f"are the {one.shape} and the {other.shape} the same color?"
-    return Question("same_color", text, answer)
+    first, second = among[int(rng.integers(len(among)))]
+    one, other = scene.objects[first].shape, scene.objects[second].shape
+    text = f"are the {one} and the {other} the same color?"
+    return Question("same_color", text, answer, scene.pointing(one, other))
 
 
 ASKERS: dict[str, Callable[[Scene, np.random.Generator], Question | None]] = {

@@ -3,11 +3,11 @@
 Stage 1 teaches the vision tower and the projector what each patch shows (mostly crowded scenes,
 dense labels), in the words of the language model: a projected patch must be nearest to the
 embeddings of the words for its content and its colour. Looking up a word of the question among the
-patches and reading a patch's word out are then the same for all words, and stage 2, which trains
-everything on question answering, has little left to learn. There the dense objective stays as a
-small auxiliary loss. Both stages draw their data by step number from the seed, so a killed run that
-is started again with the same command goes on from its last saved step and sees what it would have
-seen.
+patches and reading a patch's word out are then the same for all words. Stage 2 trains everything on
+question answering; the dense objective stays as a small auxiliary loss, and another holds two
+attention heads to what the questions name (`gprune.tinyvlm.grounding`). Both stages draw their data
+by step number from the seed, so a killed run that is started again with the same command goes on
+from its last saved step and sees what it would have seen.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from gprune.tinyvlm import easyvqa
+from gprune.tinyvlm import card, easyvqa, grounding
 from gprune.tinyvlm.accuracy import by_type, held_out, score, to_pixels, vision_features
-from gprune.tinyvlm.model import Architecture, build_model, build_processor
+from gprune.tinyvlm.model import Architecture, build_model, build_processor, load
 from gprune.tinyvlm.packing import IGNORED, PackedQuestions, pack, packed_logits
 from gprune.tinyvlm.scenes import (
     BINS,
@@ -45,7 +45,6 @@ from gprune.tinyvlm.scenes import (
     MARKS,
     PATTERNS,
     QUESTION_TYPES,
-    RICH_TYPES,
     SHAPES,
     TINTS,
     Question,
@@ -59,41 +58,28 @@ from gprune.tinyvlm.vocabulary import build_tokenizer
 class Recipe:
     """What a checkpoint is trained with; a learning rate decays by a cosine to 1%.
 
-    The defaults are those of the shipped checkpoint; `RECIPES` names others.
+    The defaults are those of the shipped checkpoints.
     """
 
     architecture: Architecture = field(default_factory=Architecture)
-    rich: bool = False  # scenes, questions and dense labels, see `make_scene`
-    asked: int = 1  # questions of each kind about a scene, as far as it has so many
-    most_asked: int = 99  # of all kinds about one scene
-    low_precision: bool = False  # bf16 autocast: twice as fast where the CPU has units for it
+    asked: int = 3  # questions of each kind about a scene, as far as it has so many
+    most_asked: int = 18  # of all kinds about one scene
+    low_precision: bool = True  # bf16 autocast: twice as fast where the CPU has units for it
     seed: int = 0
     batch: int = 16
     patch_steps: int = 4500
     patch_rate: float = 1e-3
     ordinary_every: int = 4  # one in so many scenes of stage 1 is not crowded
-    answer_steps: int = 4500
+    answer_steps: int = 2800
     answer_rate: float = 1e-3
     vision_rate: float = 4e-4
     warmup: int = 150
     patch_weight: float = 0.3
-    easy_vqa_images: int = 4  # of each batch
+    name_weight: float = 0.3  # of looking names up, see `gprune.tinyvlm.grounding`
+    easy_vqa_images: int = 2  # of each batch
     easy_vqa_questions: int = 8  # of each of those images
     weight_decay: float = 0.05
     clip: float = 1.0
-
-
-RECIPES = {
-    "shipped": Recipe(),
-    "rich": Recipe(
-        architecture=Architecture(grid=16, vision_width=160, text_width=192, text_layers=5),
-        rich=True,
-        asked=3,
-        most_asked=18,
-        low_precision=True,
-        easy_vqa_images=2,
-    ),
-}
 
 
 @dataclass
@@ -105,16 +91,18 @@ class Labels:
         hues: indices into ``HUES``, [b, n].
         marks: indices into ``MARKS``, [b, n].
         edges: steps of the four edges of the object's box, [b, n, 4].
+        owners: which object a patch shows, -1 where it shows none, [b, n].
     """
 
     kinds: Tensor
     hues: Tensor
     marks: Tensor
     edges: Tensor
+    owners: Tensor
 
     def padded(self, more: int) -> Labels:
         """With ``more`` pictures that have no labels at the end."""
-        fields = (self.kinds, self.hues, self.marks, self.edges)
+        fields = (self.kinds, self.hues, self.marks, self.edges, self.owners)
         none = [part.new_full((more, *part.shape[1:]), IGNORED) for part in fields]
         return Labels(*(torch.cat(pair) for pair in zip(fields, none, strict=True)))
 
@@ -143,20 +131,14 @@ class Steps(Dataset[Batch]):
         grid, first = recipe.architecture.grid, step * recipe.batch
         if self.stage == "patches":
             scenes = [
-                make_scene(
-                    "train",
-                    2 * recipe.seed,
-                    first + i,
-                    crowded=(first + i) % recipe.ordinary_every != 0,
-                    rich=recipe.rich,
-                )
-                for i in range(recipe.batch)
+                make_scene("train", 2 * recipe.seed, place, place % recipe.ordinary_every != 0)
+                for place in range(first, first + recipe.batch)
             ]
             pixels = to_pixels([scene.draw(grid) for scene in scenes])
             return Batch(pixels, dense(scenes, grid), None)
         rng = np.random.default_rng([recipe.seed, step])
         scenes = [
-            make_scene("train", 2 * recipe.seed + 1, first + i, rich=recipe.rich)
+            make_scene("train", 2 * recipe.seed + 1, first + i)
             for i in range(recipe.batch - recipe.easy_vqa_images)
         ]
         pictures = [scene.draw(grid) for scene in scenes]
@@ -172,17 +154,14 @@ class Steps(Dataset[Batch]):
 
     def _asked(self, scene: Scene, rng: np.random.Generator) -> list[Question]:
         """What is asked about a scene: any ``most_asked`` of the questions it can answer."""
-        kinds = RICH_TYPES if self.recipe.rich else QUESTION_TYPES
-        every = scene.ask(kinds, self.recipe.asked)
+        every = scene.ask(QUESTION_TYPES, self.recipe.asked)
         if len(every) <= self.recipe.most_asked:
             return every
         return [every[i] for i in sorted(rng.choice(len(every), self.recipe.most_asked, False))]
 
 
-# The words of the patch labels: a sign after the first of its text has a word of its own. Letters,
-# which only rich scenes have, come last.
-PLAIN_WORDS = (*SHAPES, *DIGITS, *PATTERNS, *(f"##{digit}" for digit in DIGITS))
-KIND_WORDS = (*PLAIN_WORDS, *LETTERS, *(f"##{letter}" for letter in LETTERS))
+# The words of the patch labels: a sign after the first of its text has a word of its own.
+KIND_WORDS = (*KINDS, *(f"##{sign}" for sign in DIGITS + LETTERS))
 # For each of KINDS the word of a first sign, or of a later one.
 FIRST = torch.tensor([KIND_WORDS.index(kind) for kind in KINDS])
 LATER = torch.tensor(
@@ -200,12 +179,14 @@ def dense(scenes: list[Scene], grid: int = GRID) -> Labels:
     kinds, hues = (stacked(list(part)) for part in zip(*labels, strict=True))
     marks = stacked([scene.patch_marks(grid) for scene in scenes])
     edges = stacked([scene.patch_edges(grid) for scene in scenes])
+    owners = stacked([scene.patch_owners(grid) for scene in scenes])
     later = (marks == MARKS.index("second")) | (marks == MARKS.index("third"))
     return Labels(
         torch.where(later, LATER[kinds], FIRST[kinds]),
         hues,
         marks,
         torch.where(edges < 0, IGNORED, edges),
+        owners,
     )
 
 
@@ -214,17 +195,15 @@ class PatchHeads(nn.Module):
 
     Args:
         width: of the language model's tokens.
-        rich: letters and boxes are among the words.
     """
 
-    def __init__(self, width: int, rich: bool = False) -> None:
+    def __init__(self, width: int) -> None:
         super().__init__()
-        self.rich = rich
         self.norm = nn.LayerNorm(width)
         self.mark = nn.Linear(width, len(MARKS))
         self.ink = nn.Parameter(0.02 * torch.randn(1, width))  # the one hue without a word
         ids = build_tokenizer().convert_tokens_to_ids
-        self.kind_ids = ids(list(KIND_WORDS if rich else PLAIN_WORDS))
+        self.kind_ids = ids(list(KIND_WORDS))
         self.color_ids = ids(list(COLORS))
         self.tint_ids = ids(list(TINTS))
         self.edge_ids = [ids([f"{edge}{step}" for step in range(BINS)]) for edge in EDGES]
@@ -247,11 +226,13 @@ class PatchHeads(nn.Module):
 
     def loss(self, projected: Tensor, words: Tensor, labels: Labels) -> Tensor:
         """The sum of the mean cross-entropies over labelled patches."""
-        pairs = list(
-            zip(self(projected, words), (labels.kinds, labels.hues, labels.marks), strict=True)
+        kinds, hues, marks = self(projected, words)
+        pairs = (
+            (kinds, labels.kinds),
+            (hues, labels.hues),
+            (marks, labels.marks),
+            (self.edges(projected, words), labels.edges),
         )
-        if self.rich:
-            pairs.append((self.edges(projected, words), labels.edges))
         losses = [
             F.cross_entropy(logits.flatten(0, -2), label.flatten()) for logits, label in pairs
         ]
@@ -282,7 +263,7 @@ class Trainer:
         self.folder, self.recipe = folder, recipe
         folder.mkdir(parents=True, exist_ok=True)
         self.model = build_model(recipe.seed, recipe.architecture)
-        self.heads = PatchHeads(recipe.architecture.text_width, recipe.rich)
+        self.heads = PatchHeads(recipe.architecture.text_width)
         self.done = Progressing()
         self.saved_optimizer: dict[str, Tensor] = {}
         recipe_file = folder / "recipe.json"
@@ -382,12 +363,19 @@ class Trainer:
         if stage == "patches":
             return {"patch": patch}
         assert batch.packed is not None  # stage "answers" always packs questions
-        with torch.autocast("cpu", torch.bfloat16, enabled=self.recipe.low_precision):
+        with (
+            torch.autocast("cpu", torch.bfloat16, enabled=self.recipe.low_precision),
+            grounding.watched(self.model) as seen,
+        ):
             logits = packed_logits(self.model, projected, batch.packed)
         answer = F.cross_entropy(
             logits.flatten(0, 1).float(), batch.packed.labels.flatten(), ignore_index=IGNORED
         )
-        return {"answer": answer, "patch": self.recipe.patch_weight * patch}
+        parts = {"answer": answer, "patch": self.recipe.patch_weight * patch}
+        if self.recipe.name_weight:
+            found = grounding.loss(self.model, seen, batch.packed, batch.labels.owners)
+            parts["name"] = self.recipe.name_weight * found
+        return parts
 
     def log(self, **record: Any) -> None:
         with (self.folder / "log.jsonl").open("a") as stream:
@@ -454,8 +442,8 @@ class Trainer:
     @torch.inference_mode()
     def see(self) -> dict[str, float]:
         """Share of right patch labels by what they are on a few validation pictures."""
-        grid, rich = self.recipe.architecture.grid, self.recipe.rich
-        scenes = [make_scene("validation", 0, index, rich=rich) for index in range(96)]
+        grid = self.recipe.architecture.grid
+        scenes = [make_scene("validation", 0, index) for index in range(96)]
         labels = dense(scenes, grid)
         pixels = to_pixels([scene.draw(grid) for scene in scenes])
         projected = self.model.model.multi_modal_projector(vision_features(self.model, pixels))
@@ -467,6 +455,7 @@ class Trainer:
                 strict=True,
             )
         )
+        off = (self.heads.edges(projected, self.words).argmax(-1) - labels.edges).abs()
         signs = (labels.marks > 0) & (labels.marks < MARKS.index("centre"))
         patterns = torch.tensor([word in PATTERNS for word in KIND_WORDS])[labels.kinds]
         where = {
@@ -477,24 +466,30 @@ class Trainer:
             "tint": (hues, labels.hues > HUES.index("ink")),
             "order": (marks, signs),
             "centre": (marks, labels.marks == MARKS.index("centre")),
+            "edges": (off <= 1, labels.edges >= 0),
         }
-        if rich:
-            off = (self.heads.edges(projected, self.words).argmax(-1) - labels.edges).abs()
-            where["edges"] = (off <= 1, labels.edges >= 0)
         return {name: right[mask].float().mean().item() for name, (right, mask) in where.items()}
 
     def answer(self) -> dict[str, float]:
         """Share of right answers by question type on a few validation pictures, unpruned."""
-        grid, rich = self.recipe.architecture.grid, self.recipe.rich
-        samples = held_out("validation", scenes=96, easy_vqa=48, grid=grid, rich=rich)
+        grid = self.recipe.architecture.grid
+        samples = held_out("validation", scenes=96, easy_vqa=48, grid=grid)
         outcomes = by_type(samples, score(self.model, samples))
         return {kind: float(np.mean(results)) for kind, results in outcomes.items()}
 
-    def finish(self) -> None:
-        """Writes the checkpoint: bf16 weights and the processor, in transformers' own format."""
+    def finish(self, scenes: int = 400, easy_vqa: int = 150) -> None:
+        """Writes the checkpoint: bf16 weights and the processor as transformers does, and a card.
+
+        Args:
+            scenes: how many pictures of the test split the card's accuracy is measured on.
+            easy_vqa: how many of easy-VQA's.
+        """
         out = self.folder / "checkpoint"
         self.model.eval().to(torch.bfloat16).save_pretrained(out)
         build_processor(self.recipe.architecture).save_pretrained(out)
+        accuracy = card.measure(load(out)[0], scenes, easy_vqa)
+        log = self.folder / "log.jsonl"
+        card.write(out, asdict(self.recipe), log, accuracy, (scenes, easy_vqa))
 
 
 app = typer.Typer(add_completion=False)
@@ -503,15 +498,14 @@ app = typer.Typer(add_completion=False)
 @app.command()
 def train(
     out: Annotated[Path, typer.Option(help="Folder of the run; an unfinished one is resumed.")],
-    recipe_name: Annotated[
-        str, typer.Option("--recipe", help=f"One of {', '.join(RECIPES)}.")
-    ] = "shipped",
     seed: Annotated[int, typer.Option(help="Seed of weights and data.")] = Recipe.seed,
     tower: Annotated[str | None, typer.Option(help="clip or siglip; the recipe's.")] = None,
     patch_steps: Annotated[int | None, typer.Option(min=1, help="The recipe's.")] = None,
     answer_steps: Annotated[int | None, typer.Option(min=1, help="The recipe's.")] = None,
     batch: Annotated[int | None, typer.Option(min=1, help="The recipe's.")] = None,
     save_every: Annotated[int, typer.Option(min=1, help="Steps between saves.")] = 200,
+    scenes: Annotated[int, typer.Option(min=1, help="Test scenes for the model card.")] = 400,
+    easy_vqa: Annotated[int, typer.Option(min=1, help="As many of easy-VQA's.")] = 150,
     threads: Annotated[int | None, typer.Option(help="CPU threads; all by default.")] = None,
 ) -> None:
     """Train the tiny VLM and write OUT/checkpoint.
@@ -523,9 +517,7 @@ def train(
     given = {"patch_steps": patch_steps, "answer_steps": answer_steps, "batch": batch}
     changed: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     try:
-        if recipe_name not in RECIPES:
-            raise ValueError(f"recipe {recipe_name!r} must be one of {', '.join(RECIPES)}")
-        recipe = replace(RECIPES[recipe_name], seed=seed, **changed)
+        recipe = Recipe(seed=seed, **changed)
         if tower is not None:
             recipe = replace(recipe, architecture=replace(recipe.architecture, tower=tower))
         trainer = Trainer(out, recipe)
@@ -542,7 +534,7 @@ def train(
     with Progress(*columns) as progress:
         trainer.run("patches", recipe.patch_steps, progress, save_every)
         trainer.run("answers", recipe.answer_steps, progress, save_every)
-    trainer.finish()
+    trainer.finish(scenes, easy_vqa)
     minutes = sum(trainer.done.seconds.values()) / 60
     typer.echo(f"wrote {out / 'checkpoint'} after {minutes:.1f} minutes of training")
 

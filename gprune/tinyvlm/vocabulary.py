@@ -29,19 +29,18 @@ SCENE_WORDS = (
     "pattern right shape shapes the there what written yes no ?"
 )
 EASY_VQA_WORDS = "contain does not present"
-# Those of the rich scenes come last: the shipped checkpoint does without them.
-RICH_WORDS = "letters bigger than and same where"
+MORE_SCENE_WORDS = "letters bigger than and same where"
 
 
 def words() -> list[str]:
-    """The vocabulary in the order of its ids, which the shipped checkpoint depends on."""
+    """The vocabulary in the order of its ids, which the shipped checkpoints depend on."""
     named = [*SHAPES, *COLORS, *TINTS, *PATTERNS, *SIDES["columns"], *SIDES["rows"]]
     asked = f"{SCENE_WORDS} {EASY_VQA_WORDS}".split()
     digits = [*DIGITS, *(f"##{digit}" for digit in DIGITS)]
     first = [PAD, BOS, EOS, UNKNOWN, IMAGE, *named, *asked, *digits]
     letters = [*LETTERS, *(f"##{letter}" for letter in LETTERS)]
     edges = [f"{edge}{step}" for edge in EDGES for step in range(BINS)]
-    return list(dict.fromkeys([*first, *RICH_WORDS.split(), *letters, *edges]))
+    return list(dict.fromkeys([*first, *MORE_SCENE_WORDS.split(), *letters, *edges]))
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:

@@ -134,12 +134,12 @@ def keep_picture(page: Page, name: str) -> None:
 
 
 def click_token(page: Page, name: str, token: int) -> None:
-    """Clicks the middle of a patch of the 14 x 14."""
+    """Clicks the middle of a patch of the 16 x 16."""
     box = page.locator(f"#{name} img").bounding_box()
-    row, column = divmod(token, 14)
+    row, column = divmod(token, 16)
     place = {
-        "x": box["width"] * (column + 0.5) / 14,
-        "y": box["height"] * (row + 0.5) / 14,
+        "x": box["width"] * (column + 0.5) / 16,
+        "y": box["height"] * (row + 0.5) / 16,
     }
     page.locator(f"#{name} img").click(position=place)
 
@@ -151,9 +151,9 @@ def test_a_first_visit_shows_something_at_once(visit, tiny):
     table = rows(page)
     outcome = reference(tiny, SCENES[0], NUMBER, "gprune", 0.25)
     assert list(table) == ["all tokens", "gprune", "graph_cover", "random"]
-    assert table["all tokens"][0] == outcome.answer_full == "255"
+    assert table["all tokens"][0] == outcome.answer_full == "556"
     assert table["gprune"][0] == outcome.answer_pruned
-    assert table["gprune"][1] == "49 of 196"
+    assert table["gprune"][1] == "64 of 256"
     assert table["gprune"][2] == f"−{outcome.saving.flops_saved:.0%}"
     assert re.fullmatch(r"[\d.]+ → [\d.]+ ms", table["gprune"][4])
     for place, method in enumerate(("gprune", "graph_cover", "random")):
@@ -163,7 +163,7 @@ def test_a_first_visit_shows_something_at_once(visit, tiny):
         drawn = viz.overlay(seen, group.indices, group.grid)
         assert picture(page, f"overlay-{place}").tobytes() == drawn.tobytes()
     scores = gprune.GPrune(0.25).score(first_tokens(tiny[0], outcome))
-    assert picture(page, "scores-0").tobytes() == viz.score_map(seen, scores, (14, 14)).tobytes()
+    assert picture(page, "scores-0").tobytes() == viz.score_map(seen, scores, (16, 16)).tobytes()
     expect(page.locator("#scores-1")).to_be_hidden()  # graph_cover chooses a set
 
 
@@ -190,18 +190,18 @@ def test_four_methods_the_graph_and_the_link(visit, tiny):
     for method in ("gprune", "graph_cover", "random", "divprune"):
         outcome = reference(tiny, scene, "what color is the circle?", method, 0.1)
         assert table[method][0] == outcome.answer_pruned
-        assert table[method][1] == "19 of 196"
+        assert table[method][1] == "25 of 256"
     assert scene_answers(scene)["what color is the circle?"] in page.inner_text("#table .expected")
 
     tokens = first_tokens(tiny[0], outcome)
     graph = SimilarityGraph.build(tokens.features, 0.5, 0.03)
-    for name, token in (("overlay-0", 45), ("shown", 0), ("overlay-3", 195)):
+    for name, token in (("overlay-0", 45), ("shown", 0), ("overlay-3", 255)):
         click_token(page, name, token)
         edges = int(graph.degree[token]) - 1
         expect(page.locator("#words")).to_contain_text(f"Token {token} ", timeout=PATIENCE)
-        expect(page.locator("#words")).to_contain_text(f"resembles {edges} of the other 195")
+        expect(page.locator("#words")).to_contain_text(f"resembles {edges} of the other 255")
     seen = shown_to(tiny[1], outcome, None)
-    drawn = viz.graph_picture(seen, graph, 195, (14, 14))
+    drawn = viz.graph_picture(seen, graph, 255, (16, 16))
     assert picture(page, "graph").tobytes() == drawn.tobytes()
     keep_picture(page, "four-methods")
 

@@ -35,9 +35,8 @@ from gprune.evaluation.metrics import (
 from gprune.evaluation.runner import Evaluation, Run, runs_of
 from gprune.evaluation.tasks import Example, box_is_right, load_tasks, read_jsonl
 from gprune.tinyvlm import load, make_scene
-from gprune.tinyvlm import scenes as scenes_module
 from gprune.tinyvlm.accuracy import held_out, score
-from gprune.tinyvlm.scenes import BINS, EDGES, RICH_TYPES, Scene
+from gprune.tinyvlm.scenes import BINS, EDGES, QUESTION_TYPES
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +99,7 @@ def test_layers_that_see_more_tokens_cost_more(tiny, tmp_path):
     assert before["kept_tokens"] == inside["kept_tokens"] == 49
     text = full["text_tokens"]
     shape = LanguageModelShape.from_config(model.config)
-    expected = saving(shape, 196, text, 49, kept_tokens=[196, 196, 49, 49])
+    expected = saving(shape, 256, text, 49, kept_tokens=[256, 256, 49, 49, 49])
     costs = [row["flops"]["exact"]["pruned"] for row in (before, inside, full)]
     assert costs[1] == expected.flops_pruned
     assert costs == sorted(costs)
@@ -120,7 +119,7 @@ def test_results_and_report(jsonl, tmp_path):
         *(("gprune", 0.5), ("random", 0.5), ("gprune", 9), ("random", 9)),
     ]
     full, half = results["rows"][:2]
-    assert (full["kept_tokens"], half["kept_tokens"], half["visual_tokens"]) == (196, 98, 196)
+    assert (full["kept_tokens"], half["kept_tokens"], half["visual_tokens"]) == (256, 128, 256)
     assert full["loyalty"] == full["retained"] == full["overall_performance"] == 100
     assert full["types"]["other"] == 0 < full["types"]["count"]
     assert set(full["types"]) == {"other", "count"}
@@ -531,13 +530,10 @@ def test_what_is_no_box_is_not_right():
     assert not begins_right("left3 top10 right7", [true], box_is_right)
 
 
-def test_boxes_of_scenes_are_matched_as_boxes(monkeypatch):
-    """In scenes with every kind of question, the boxes alone need not be told to the step."""
-    monkeypatch.setattr(scenes_module, "make_scene", functools.partial(make_scene, rich=True))
-    asked = functools.partialmethod(Scene.ask, RICH_TYPES)
-    monkeypatch.setattr(Scene, "ask", asked)
+def test_boxes_of_scenes_are_matched_as_boxes():
+    """The boxes alone need not be told to the step."""
     examples = load_tasks(["scenes"], 20)
-    assert {one.kind for one in examples} == set(RICH_TYPES)
+    assert {one.kind for one in examples} == set(QUESTION_TYPES)
     for one in examples:
         assert one.match is (box_is_right if one.kind == "box" else is_right)
         assert one.match(one.answers[0], one.answers)

@@ -92,8 +92,8 @@ def test_its_own_command(folder, expected, tmp_path, method, arguments):
     ]
     accuracy = sum(line["right"] for line in lines) / len(lines)
     assert results["results"][NAME]["exact_match,none"] == pytest.approx(accuracy)
-    counts = {"full": 196, "graph_cover": 49, "l2_norm": 20}
-    assert results["throughput"]["avg_visual_tokens"] == 196
+    counts = {"full": 256, "graph_cover": 64, "l2_norm": 20}
+    assert results["throughput"]["avg_visual_tokens"] == 256
     assert results["throughput"]["avg_kept_tokens"] == counts[method]
     if method == "full":
         assert accuracy > 0.6  # the model sees the pictures
@@ -172,7 +172,7 @@ def test_it_prunes(lmm):
     asked(lmm, request([image, text], max_new_tokens=2), request([text], max_new_tokens=2))
     history = get_logged_metrics_history()
     counts = [(one.get("visual_tokens"), one.get("kept_tokens")) for one in history]
-    assert counts == [(98, 49)]  # means of a document with a picture and one without
+    assert counts == [(128, 64)]  # means of a document with a picture and one without
 
 
 def test_what_it_does_not_take_is_refused(lmm):

@@ -173,7 +173,7 @@ def test_merging_goes_into_the_nearest():
     tokens = group(5, 6, 2)
     kept, members = TextCover(7, merge=True).reduce_groups([tokens])[0]
     assert torch.equal(kept, TextCover(7).select(tokens))
-    distance, _ = definition(tokens, 2.0, 1.0)
+    distance, _ = definition(tokens, TextCover(7).place, 1.0)
     # By distance alone; a kept token is nearest to itself.
     assert kept[members].tolist() == kept[distance[:, kept].argmin(1)].tolist()
 

@@ -8,13 +8,22 @@ import torch
 from safetensors import safe_open
 from transformers import AutoModelForImageTextToText, AutoProcessor, LlavaForConditionalGeneration
 
+from gprune import UniformGridPruner
 from gprune.tinyvlm import load
-from gprune.tinyvlm.accuracy import by_type, held_out, score
+from gprune.tinyvlm.accuracy import (
+    TYPES,
+    by_type,
+    encode,
+    grid_of,
+    held_out,
+    score,
+)
+from gprune.tinyvlm.card import gate
 from gprune.tinyvlm.model import checkpoint_folder
+from gprune.tinyvlm.packing import IGNORED, pack, said
 
-# The types that a shipped checkpoint has to answer; README.md reports the others as they are.
-TARGET = 0.85
-HELD_TO = ("text", "count", "background_pattern", "background_color", "color", "easy_vqa")
+# The types that the shipped checkpoint does not answer well enough: no evidence, see its card.
+NOT_YET = ("same_color",)
 
 
 def test_small_and_in_bf16():
@@ -31,7 +40,7 @@ def test_loads_with_transformers_own_classes():
     assert type(model) is LlavaForConditionalGeneration
     assert type(processor).__name__ == "LlavaProcessor"
     vision = model.config.vision_config
-    assert (vision.image_size // vision.patch_size) ** 2 >= 196
+    assert (vision.image_size // vision.patch_size) ** 2 >= 256
 
 
 @pytest.fixture(scope="module")
@@ -42,6 +51,34 @@ def accuracy():
     return {kind: float(np.mean(results)) for kind, results in outcomes.items()}
 
 
-@pytest.mark.parametrize("kind", HELD_TO)
+@pytest.mark.parametrize("kind", TYPES)
 def test_right_on_held_out_pictures(accuracy, kind):
-    assert accuracy[kind] >= TARGET, accuracy
+    """The day that a type reaches its gate, the list of those that do not has to change."""
+    assert (100 * accuracy[kind] >= gate(kind)) == (kind not in NOT_YET), accuracy
+
+
+def test_missed_boxes_are_decoded_as_generate_does():
+    model, processor = load()
+    pruner = UniformGridPruner(0.05)
+    samples = held_out("test", scenes=8, easy_vqa=0)
+    grid = grid_of(model)
+    missed = 0
+    for sample in samples:
+        packed = pack([sample.questions], processor.tokenizer, grid**2)
+        with torch.no_grad():
+            (tokens,) = next(encode(model, [sample])).tokens
+            kept, features = pruner.reduce(tokens)
+            given = said(model, features[None], packed, kept[None])
+        for segment, question in enumerate(sample.questions):
+            if question.kind != "box":
+                continue
+            mine = (packed.segments[0] == segment) & (packed.labels[0] != IGNORED)
+            inputs = processor(
+                images=[sample.image], text=[f"<image>{question.question}"], return_tensors="pt"
+            )
+            with pruner(model), torch.no_grad():
+                ids = model.generate(**inputs, do_sample=False, max_new_tokens=5)
+            new = ids[0, inputs["input_ids"].shape[1] :]
+            assert given[0][mine][: len(new)].tolist() == new.tolist()
+            missed += processor.decode(new, skip_special_tokens=True) != question.answer
+    assert missed > 1  # else the answers were read as they stand

@@ -15,15 +15,15 @@ from gprune.tinyvlm import easyvqa, load, make_scene
 from gprune.tinyvlm.accuracy import (
     Sample,
     by_type,
+    encode,
     held_out,
-    projected_batches,
     score,
     to_pixels,
     vision_features,
 )
 from gprune.tinyvlm.model import Architecture, build_model, build_processor, sinusoids
 from gprune.tinyvlm.packing import IGNORED, answered, pack, packed_logits, said
-from gprune.tinyvlm.scenes import HUES, IMAGE_SIZE, MARKS, RICH_TYPES, Question
+from gprune.tinyvlm.scenes import GRID, HUES, IMAGE_SIZE, MARKS, Question
 from gprune.tinyvlm.train import (
     KIND_WORDS,
     PatchHeads,
@@ -57,14 +57,16 @@ def test_packed_questions_are_answered_as_if_alone(model, keep):
     scenes = [make_scene("test", 5, index) for index in range(3)]
     samples = [Sample(scene.draw(), scene.ask()) for scene in scenes]
     pruner = UniformGridPruner(keep)
-    packed = pack([sample.questions for sample in samples], processor.tokenizer, 196)
+    packed = pack([sample.questions for sample in samples], processor.tokenizer, GRID**2)
     with torch.no_grad():
         features = vision_features(model, to_pixels([sample.image for sample in samples]))
         features = model.model.multi_modal_projector(features)
         if keep == 1.0:
             logits = packed_logits(model, features, packed)
         else:
-            places = torch.stack([pruner.select(VisualTokens(x, grid=(14, 14))) for x in features])
+            places = torch.stack(
+                [pruner.select(VisualTokens(x, grid=(GRID, GRID))) for x in features]
+            )
             few = torch.stack([x[p] for x, p in zip(features, places, strict=True)])
             logits = packed_logits(model, few, packed, places)
     outcomes = answered(logits.argmax(-1), packed, processor.tokenizer)
@@ -97,8 +99,8 @@ def test_pictures_with_different_budgets_are_scored_as_alone():
     samples = held_out("test", scenes=6, easy_vqa=2)
     budget = CoverBudget(radius=0.9)
     pruner = GraphCover(keep=budget)
-    features = [x for batch, _ in projected_batches(model, samples) for x in batch]
-    counts = budget([VisualTokens(x.detach(), grid=(14, 14)) for x in features])
+    with torch.no_grad():
+        counts = budget([one for batch in encode(model, samples) for one in batch.tokens])
     assert len(set(counts)) > 2
     alone = [
         score(model, [sample], GraphCover(keep=count))[0]
@@ -110,15 +112,17 @@ def test_pictures_with_different_budgets_are_scored_as_alone():
 def test_every_word_is_known():
     tokenizer = build_tokenizer()
     for index in range(200):
-        for item in make_scene("train", 9, index).ask():
-            tokens = tokenizer.tokenize(f"{item.question} {item.answer}")
-            assert UNKNOWN not in tokens
+        for item in make_scene("train", 9, index).ask(times=3):
+            assert UNKNOWN not in tokenizer.tokenize(f"{item.question} {item.answer}")
+            ids = tokenizer.encode(item.answer, add_special_tokens=False)
+            assert tokenizer.decode(ids) == item.answer
     for split in ("train", "test"):
         for index in easyvqa.indices(split)[:200]:
             for item in easyvqa.ask(split, index, 99):
                 assert UNKNOWN not in tokenizer.tokenize(f"{item.question} {item.answer}")
     assert unknown_words(tokenizer, "What color is the Dog, please?") == ["dog", ",", "please"]
-    assert tokenizer.decode(tokenizer.encode("407", add_special_tokens=False)) == "407"
+    assert tokenizer.tokenize("ktx") == ["k", "##t", "##x"]
+    assert tokenizer.tokenize("left31") == ["left31"]
 
 
 def test_easy_vqa_splits_are_apart():
@@ -149,7 +153,7 @@ def test_batches_follow_from_the_step(tmp_path):
 def test_digits_after_the_first_have_words_of_their_own():
     scene = next(s for i in range(20) if (s := make_scene("train", 3, i)).texts)
     labels = dense([scene])
-    assert labels.kinds.shape == labels.hues.shape == labels.marks.shape == (1, 196)
+    assert labels.kinds.shape == labels.hues.shape == labels.marks.shape == (1, GRID**2)
     digits = scene.texts[0].signs
     for place, (mark, digit) in enumerate(zip(("first", "second", "third"), digits, strict=True)):
         found = {KIND_WORDS[kind] for kind in labels.kinds[labels.marks == MARKS.index(mark)]}
@@ -158,7 +162,7 @@ def test_digits_after_the_first_have_words_of_their_own():
 
 def test_patch_logits_are_the_nearness_of_words(model):
     """A patch that is projected on a word's embedding is read as that word."""
-    heads = PatchHeads(model.config.text_config.hidden_size, rich=True)
+    heads = PatchHeads(model.config.text_config.hidden_size)
     words = torch.nn.functional.normalize(torch.randn(model.config.text_config.vocab_size, 192))
     order = torch.randperm(len(KIND_WORDS))
     projected = words[heads.kind_ids][order][None]
@@ -171,7 +175,7 @@ def test_patch_logits_are_the_nearness_of_words(model):
 
 def test_position_embeddings_start_from_sinusoids(model):
     table = model.model.vision_tower.embeddings.position_embedding.weight
-    wanted = sinusoids(14, 128)
+    wanted = sinusoids(GRID, table.shape[1])
     alike = torch.nn.functional.cosine_similarity(table[1:], wanted)
     assert alike.min() > 0.9
 
@@ -218,6 +222,7 @@ def test_another_recipe_in_the_same_folder_is_refused(tmp_path):
 def test_one_command_trains_a_model_that_transformers_loads(tmp_path, monkeypatch):
     monkeypatch.setattr("gprune.tinyvlm.train.held_out", lambda *a, **k: held_out("test", 2, 1))
     options = ["--patch-steps", "2", "--answer-steps", "2", "--batch", "5", "--save-every", "1"]
+    options += ["--scenes", "2", "--easy-vqa", "1"]
     result = CliRunner().invoke(app, ["--out", str(tmp_path), *options])
     assert result.exit_code == 0, result.output
     records = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
@@ -256,12 +261,10 @@ def test_learning_rate():
     assert values[-1] == pytest.approx(0.01, abs=0.002)
 
 
-RICH = Recipe(
-    architecture=Architecture("siglip", grid=6, vision_width=32, vision_layers=1, text_layers=1),
-    rich=True,
+SMALL = Recipe(
+    architecture=Architecture("siglip", grid=6, vision_width=32, vision_layers=1, text_layers=2),
     asked=2,
     most_asked=5,
-    low_precision=True,
     batch=3,
     patch_steps=1,
     answer_steps=1,
@@ -269,20 +272,8 @@ RICH = Recipe(
 )
 
 
-def test_every_rich_word_is_known():
-    tokenizer = build_tokenizer()
-    for index in range(200):
-        for item in make_scene("train", 9, index, rich=True).ask(RICH_TYPES, 3):
-            assert UNKNOWN not in tokenizer.tokenize(f"{item.question} {item.answer}")
-            assert tokenizer.decode(tokenizer.encode(item.answer, add_special_tokens=False)) == (
-                item.answer
-            )
-    assert tokenizer.tokenize("ktx") == ["k", "##t", "##x"]
-    assert tokenizer.tokenize("left31") == ["left31"]
-
-
-def test_a_rich_batch():
-    batch = Steps(RICH, "answers", 0, 1)[0]
+def test_a_small_batch():
+    batch = Steps(SMALL, "answers", 0, 1)[0]
     assert batch.pixels.shape == (3, 3, 48, 48)
     assert [len(asked) for asked in batch.packed.questions[:2]] == [5, 5]
     assert batch.labels.edges.shape == (3, 36, 4)
@@ -297,15 +288,16 @@ def test_a_model_without_cls_trains_and_loads(tmp_path, monkeypatch):
         return held_out(split, 2, 1, **options)
 
     monkeypatch.setattr("gprune.tinyvlm.train.held_out", few)
-    trainer = Trainer(tmp_path, RICH)
+    trainer = Trainer(tmp_path, SMALL)
     with Progress(disable=True) as progress:
         trainer.run("patches", 1, progress, 1)
         trainer.run("answers", 1, progress, 1)
-    trainer.finish()
+    trainer.finish(scenes=2, easy_vqa=1)
+    assert "siglip vision tower" in (tmp_path / "checkpoint" / "README.md").read_text()
     model, processor = load(tmp_path / "checkpoint")
     assert model.config.vision_config.model_type == "siglip_vision_model"
-    scene = make_scene("test", 0, 0, rich=True)
-    samples = [Sample(scene.draw(6), scene.ask(RICH_TYPES))]
+    scene = make_scene("test", 0, 0)
+    samples = [Sample(scene.draw(6), scene.ask())]
     inputs = processor(images=[samples[0].image], text=["<image>where?"], return_tensors="pt")
     assert (inputs["input_ids"] == model.config.image_token_id).sum() == 36
     assert torch.allclose(inputs["pixel_values"], to_pixels([samples[0].image]), atol=1e-6)
@@ -332,21 +324,19 @@ def test_a_box_is_read_as_the_model_says_it(monkeypatch):
 
     monkeypatch.setattr("gprune.tinyvlm.packing.packed_logits", fake)
     packed = pack([[other, question]], tokenizer, 4)
-    given = said(None, None, packed)
+    given = said(None, torch.zeros(1, 4, 8), packed)
     mine = (packed.segments[0] == 1) & (packed.labels[0] != IGNORED)
     assert given[0][mine].tolist() == [*edges, tokenizer.eos_token_id]
     # IoU of (5, 6, 9, 11) with (4, 6, 9, 12) is 20 / 30.
     assert answered(given, packed, tokenizer) == [[False, True]]
     far = Question("box", question.question, "left20 top6 right28 bottom12")
     packed = pack([[other, far]], tokenizer, 4)
-    assert answered(said(None, None, packed), packed, tokenizer) == [[False, False]]
+    assert answered(said(None, torch.zeros(1, 4, 8), packed), packed, tokenizer) == [[False, False]]
 
 
 def test_bad_options(tmp_path):
-    for options, text in (
-        (["--recipe", "richer"], "recipe 'richer' must be one of shipped, rich"),
-        (["--tower", "resnet"], "tower='resnet' must be one of clip, siglip"),
-    ):
-        result = CliRunner().invoke(app, ["--out", str(tmp_path), *options])
-        assert result.exit_code == 2
-        assert text in " ".join(result.output.split())
+    with pytest.raises(ValueError, match="text_layers=1 must be at least 2"):
+        Architecture(text_layers=1)
+    result = CliRunner().invoke(app, ["--out", str(tmp_path), "--tower", "resnet"])
+    assert result.exit_code == 2
+    assert "tower='resnet' must be one of clip, siglip" in " ".join(result.output.split())
