@@ -44,7 +44,6 @@ from gprune.tinyvlm.scenes import (
     LETTERS,
     MARKS,
     PATTERNS,
-    QUESTION_TYPES,
     SHAPES,
     TINTS,
     Question,
@@ -154,7 +153,7 @@ class Steps(Dataset[Batch]):
 
     def _asked(self, scene: Scene, rng: np.random.Generator) -> list[Question]:
         """What is asked about a scene: any ``most_asked`` of the questions it can answer."""
-        every = scene.ask(QUESTION_TYPES, self.recipe.asked)
+        every = scene.ask(times=self.recipe.asked)
         if len(every) <= self.recipe.most_asked:
             return every
         return [every[i] for i in sorted(rng.choice(len(every), self.recipe.most_asked, False))]
