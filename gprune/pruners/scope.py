@@ -67,7 +67,9 @@ def greedy_cover(similarity: Tensor, saliency: Tensor, k: int) -> tuple[Tensor, 
     free = torch.ones_like(saliency, dtype=torch.bool)
     chosen, coverage = [], []
     for _ in range(k):
-        gain = (similarity - covered).clamp(min=0).sum(1, dtype=torch.float64)  # S is symmetric
+        # In float64, which holds such sums exactly: tokens that gain alike tie. S is symmetric.
+        gain = torch.maximum(similarity, covered).sum(1, dtype=torch.float64)
+        gain = gain - covered.sum(dtype=torch.float64)
         score = torch.where(free, gain * saliency, -1)
         following = score.argmax(keepdim=True)
         covered = torch.maximum(covered, similarity.index_select(0, following)[0])
