@@ -11,14 +11,14 @@ import torch
 
 from gprune import make, viz
 from gprune.asking import answer, first_tokens, pictures_of, quiet_transformers
-from gprune.tinyvlm import load, make_scene
+from gprune.tinyvlm import load, make_scene, scenes
 from gprune.tinyvlm.card import LOG
 from gprune.tinyvlm.model import checkpoint_folder
 
 FOLDER = Path("docs/images")
 SCENE, QUESTION = 11, "background_pattern"
 KEEPS = (0.36, 0.1)
-GRID = (16, 16)
+GRID = (scenes.GRID, scenes.GRID)
 STAGES = {"patches": "stage 1: what patches show", "answers": "stage 2: answers"}
 METHODS = ("gprune", "graph_cover", "divprune", "random")
 

@@ -29,7 +29,15 @@ from gprune.evaluation.metrics import Record, Tally
 from gprune.evaluation.runner import Evaluation, Run, runs_of
 from gprune.prompts import prepare
 from gprune.tinyvlm import Question, load
-from gprune.tinyvlm.accuracy import TYPES, Encoded, Sample, encode, held_out, score
+from gprune.tinyvlm.accuracy import (
+    TYPES,
+    Encoded,
+    Sample,
+    encode,
+    held_out,
+    score,
+    with_other_pictures,
+)
 
 RESULTS = Path("benchmarks/results/tiny_accuracy")
 BUDGETS = "0.75,0.5,0.36,0.25,0.11,0.1,0.05"
@@ -149,7 +157,7 @@ class Scorer:
             Refused: the model cannot serve the method.
         """
         if run.method == BLIND:
-            outcomes = score(self.model, self.with_other_pictures())
+            outcomes = score(self.model, with_other_pictures(self.samples, self.scenes))
         else:
             try:
                 pruner = run.pruner()
@@ -186,15 +194,6 @@ class Scorer:
                 for part in [asked[start : start + BATCH]]
             ]
         return self.recorded[pruner.signals]
-
-    def with_other_pictures(self) -> list[Sample]:
-        """Every question about the next picture of its kind."""
-        parts = (self.samples[: self.scenes], self.samples[self.scenes :])
-        return [
-            Sample(other.image, sample.questions)
-            for part in parts
-            for sample, other in zip(part, [*part[1:], *part[:1]], strict=True)
-        ]
 
     def asked_one_by_one(self, run: Run) -> list[bool]:
         """As `right`, through ``generate``: much slower, and there for every method."""

@@ -51,6 +51,15 @@ def held_out(
     return samples
 
 
+def with_other_pictures(samples: Sequence[Sample], scenes: int) -> list[Sample]:
+    """Every question about the next picture of its kind; the first ``scenes`` are generated."""
+    return [
+        Sample(other.image, sample.questions)
+        for part in (samples[:scenes], samples[scenes:])
+        for sample, other in zip(part, [*part[1:], *part[:1]], strict=True)
+    ]
+
+
 def to_pixels(pictures: Sequence[Image.Image]) -> Tensor:
     """What the image processor makes of pictures that already have the right size, [b, 3, h, w]."""
     stacked = torch.from_numpy(np.stack([np.asarray(picture) for picture in pictures]))

@@ -14,7 +14,14 @@ import torch
 from transformers import LlavaForConditionalGeneration
 
 from gprune.evaluation.metrics import Record, Tally
-from gprune.tinyvlm.accuracy import Sample, by_type, grid_of, held_out, score
+from gprune.tinyvlm.accuracy import (
+    Sample,
+    by_type,
+    grid_of,
+    held_out,
+    score,
+    with_other_pictures,
+)
 from gprune.tinyvlm.packing import answered, pack, said
 from gprune.tinyvlm.scenes import SHARED
 from gprune.tinyvlm.vocabulary import build_tokenizer
@@ -63,17 +70,11 @@ def measure(model: LlavaForConditionalGeneration, scenes: int, easy_vqa: int) ->
         easy_vqa: how many of easy-VQA's.
     """
     samples = held_out("test", scenes, easy_vqa, grid=grid_of(model))
-    parts = (samples[:scenes], samples[scenes:])
-    swapped = [
-        Sample(other.image, sample.questions)
-        for part in parts
-        for sample, other in zip(part, [*part[1:], *part[:1]], strict=True)
-    ]
     right = score(model, samples)
     return Accuracy(
         shares(samples, right),
         {kind: tally_of(kind, samples, right).interval for kind in by_type(samples, right)},
-        shares(samples, score(model, swapped)),
+        shares(samples, score(model, with_other_pictures(samples, scenes))),
         shares(samples, unseen(model, samples)),
         {kind: len(results) for kind, results in by_type(samples, right).items()},
     )

@@ -219,7 +219,10 @@ class Scene:
         return result
 
     def patch_owners(self, grid: int = GRID) -> np.ndarray:
-        """Which object a patch shows, -1 where it shows none: [grid, grid]."""
+        """Which object a patch shows, -1 where it shows none: [grid, grid].
+
+        Where two objects share a patch, it belongs to the later one, as its other labels do.
+        """
         scale = grid * PATCH_SIZE / SIDE
         owners = Image.fromarray(np.zeros((grid * PATCH_SIZE,) * 2, dtype=np.uint8))
         pen = ImageDraw.Draw(owners)
@@ -229,13 +232,14 @@ class Scene:
         weight[0] = 1
         return heaviest_label(np.asarray(owners), weight) - 1
 
-    def patch_edges(self, grid: int = GRID) -> np.ndarray:
+    def edges_of(self, owners: np.ndarray) -> np.ndarray:
         """The box of the object that a patch shows, in ``BINS``: [grid, grid, 4], -1 elsewhere.
 
-        Where two objects share a patch, it belongs to the later one, as its other labels do.
+        Args:
+            owners: what `patch_owners` gives, [grid, grid].
         """
         boxes = np.array([[-1] * 4, *(binned(item.box) for item in self.objects)])
-        return boxes[1 + self.patch_owners(grid)]
+        return boxes[1 + owners]
 
     def foreground(self, grid: int = GRID) -> np.ndarray:
         """True where a patch shows an object or a sign rather than background: [grid, grid]."""

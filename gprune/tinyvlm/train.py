@@ -177,15 +177,15 @@ def dense(scenes: list[Scene], grid: int = GRID) -> Labels:
     labels = [scene.patch_labels(grid) for scene in scenes]
     kinds, hues = (stacked(list(part)) for part in zip(*labels, strict=True))
     marks = stacked([scene.patch_marks(grid) for scene in scenes])
-    edges = stacked([scene.patch_edges(grid) for scene in scenes])
-    owners = stacked([scene.patch_owners(grid) for scene in scenes])
+    drawn = [scene.patch_owners(grid) for scene in scenes]
+    edges = stacked([scene.edges_of(owners) for scene, owners in zip(scenes, drawn, strict=True)])
     later = (marks == MARKS.index("second")) | (marks == MARKS.index("third"))
     return Labels(
         torch.where(later, LATER[kinds], FIRST[kinds]),
         hues,
         marks,
         torch.where(edges < 0, IGNORED, edges),
-        owners,
+        stacked(drawn),
     )
 
 

@@ -292,7 +292,7 @@ def test_labels_follow_the_picture_at_any_size(grid):
     for scene in SCENES[:20]:
         assert scene.draw(grid).size == (8 * grid, 8 * grid)
         kinds, hues = scene.patch_labels(grid)
-        edges = scene.patch_edges(grid)
+        edges = scene.edges_of(scene.patch_owners(grid))
         assert kinds.shape == hues.shape == edges.shape[:2] == (grid, grid)
         shown = {(o.shape, o.color, *module.binned(o.box)) for o in scene.objects}
         for row, column in zip(*np.nonzero(edges[..., 0] >= 0), strict=True):
