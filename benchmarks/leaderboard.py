@@ -12,7 +12,7 @@ from typing import Annotated
 
 import numpy as np
 import typer
-from tiny_accuracy import BLIND, FULL, RESULTS, read_method, read_questions, unpacked
+from tiny_accuracy import BLIND, FULL, MODEL, RESULTS, read_method, read_questions, unpacked
 
 from gprune.evaluation.metrics import Tally, mean_tally, tied_ranks
 from gprune.evaluation.report import signed
@@ -61,10 +61,16 @@ is our answer to that.
 class Board:
     """The stored results as tallies.
 
+    Args:
+        folder: of `tiny_accuracy.py`.
+        kinds: the types of question that count; by default those that the model answers well
+            enough.
+
     Attributes:
         questions: what was asked.
         whole: tallies of all types of question, by method and budget; several seeds as their mean.
-        kinds: the types that the model answers well enough with all tokens to count as evidence.
+        kinds: the types that count as evidence: by default those that the model answers well
+            enough with all tokens.
         full: of these, with all tokens.
         blind: of these, with all tokens of another picture.
         tallies: of these, by method and budget.
@@ -72,12 +78,13 @@ class Board:
         right: outcomes of every question by method and budget, one array a seed.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, kinds: Sequence[str] | None = None) -> None:
         self.folder = folder
         self.questions = read_questions(folder)
         self.right: dict[tuple[str, float | int], list[np.ndarray]] = {}
         self.refused: dict[str, str] = {}
-        names = sorted(path.stem for path in folder.glob("*.json") if path.stem != "questions")
+        other = ("questions.json", MODEL)
+        names = sorted(path.stem for path in folder.glob("*.json") if path.name not in other)
         for name in names:
             stored = read_method(folder, name)
             if "refused" in stored:
@@ -90,7 +97,8 @@ class Board:
             for key, seeds in self.right.items()
         }
         shares = accuracies(self.whole[FULL, 1.0])
-        self.kinds = [kind for kind, share in shares.items() if share >= gate(kind)]
+        good = [kind for kind, share in shares.items() if share >= gate(kind)]
+        self.kinds = good if kinds is None else list(kinds)
         if not self.kinds:
             raise ValueError(f"results in {str(folder)!r}: no type of question is answered well")
         self.tallies = {key: of_kinds(tally, self.kinds) for key, tally in self.whole.items()}

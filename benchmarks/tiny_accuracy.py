@@ -38,9 +38,13 @@ from gprune.tinyvlm.accuracy import (
     score,
     with_other_pictures,
 )
+from gprune.tinyvlm.card import sums_of
+from gprune.tinyvlm.model import SHIPPED, checkpoint_folder
 
 RESULTS = Path("benchmarks/results/tiny_accuracy")
 BUDGETS = "0.75,0.5,0.36,0.25,0.11,0.1,0.05"
+# Which model it was: the recipe that lies beside its weights, and their checksum.
+MODEL = "model.json"
 # All tokens, and all tokens of another picture than the one asked about.
 FULL, BLIND = "full", "another_picture"
 # Questions at a time, where each is asked alone.
@@ -210,23 +214,26 @@ class Scorer:
 
 
 class Results:
-    """The folder of results: ``questions.json``, and one file for each method.
+    """The folder of results: questions, model, and one file for each method.
 
     Raises:
-        ValueError: it holds results of other questions.
+        ValueError: it holds results of other questions or of another model.
     """
 
-    def __init__(self, folder: Path, questions: Questions) -> None:
+    def __init__(self, folder: Path, questions: Questions, model: dict[str, Any]) -> None:
         self.folder = folder
-        stored = folder / "questions.json"
-        if stored.is_file():
-            if read_questions(folder) != questions:
-                raise ValueError(
-                    f"out {str(folder)!r} holds results of other questions; take another folder"
-                )
-            return
         folder.mkdir(parents=True, exist_ok=True)
-        write(stored, vars(questions))
+        for name, what, content in (
+            ("questions.json", "other questions", vars(questions)),
+            (MODEL, "another model", model),
+        ):
+            stored = folder / name
+            if not stored.is_file():
+                write(stored, content)
+            elif json.loads(stored.read_text()) != content:
+                raise ValueError(
+                    f"out {str(folder)!r} holds results of {what}; take another folder"
+                )
 
     def read(self, method: str) -> dict[str, Any]:
         """What is stored of a method."""
@@ -251,6 +258,18 @@ class Results:
             done = [(one["keep"], one["seed"]) for one in stored["runs"]]
             if "refused" not in stored and (run.keep, run.seed) not in done:
                 yield run
+
+
+def made_of(checkpoint: Path | None) -> dict[str, Any]:
+    """How a checkpoint was made, and the checksum of its weights.
+
+    Args:
+        checkpoint: its folder, or a name of `gprune.tinyvlm.model.SHIPPED`; tinyvlm by default.
+    """
+    name = "tinyvlm" if checkpoint is None else str(checkpoint)
+    folder = checkpoint_folder(name) if name in SHIPPED else Path(name)
+    recipe: dict[str, Any] = json.loads((folder / "recipe.json").read_text())
+    return {**recipe, "sha256": sums_of(folder)["model.safetensors"]}
 
 
 def read_questions(folder: Path) -> Questions:
@@ -291,7 +310,7 @@ def main(
         runs += [run for run in runs_of([name], budgets) if run.method != FULL]
     quiet_transformers()
     samples = held_out("test", scenes, easy_vqa)
-    results = Results(out, Questions.of(samples, scenes))
+    results = Results(out, Questions.of(samples, scenes), made_of(checkpoint))
     if again:
         for name in chosen:
             (out / f"{name}.json").unlink(missing_ok=True)

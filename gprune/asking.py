@@ -173,8 +173,8 @@ def place_and_kind(device: str, dtype: str) -> tuple[torch.device, torch.dtype]:
     return place, kind
 
 
-# What the commands call the shipped model.
-TINY = ("tiny", "tinyvlm")
+# What the commands call the shipped models; the first two are one.
+TINY = ("tiny", "tinyvlm", "tinyvlm-siglip")
 
 
 def load_model(name: str, device: str, dtype: str) -> tuple[Any, Any]:
@@ -196,7 +196,7 @@ def load_model(name: str, device: str, dtype: str) -> tuple[Any, Any]:
     if name in TINY:
         from gprune.tinyvlm.model import checkpoint_folder
 
-        name = str(checkpoint_folder())
+        name = str(checkpoint_folder("tinyvlm" if name == "tiny" else name))
     place, kind = place_and_kind(device, dtype)
     try:
         config = AutoConfig.from_pretrained(name)

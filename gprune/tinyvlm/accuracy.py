@@ -66,11 +66,21 @@ def to_pixels(pictures: Sequence[Image.Image]) -> Tensor:
     return stacked.permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
+def tower_tokens(
+    model: LlavaForConditionalGeneration, pixels: Tensor
+) -> tuple[Tensor, Tensor | None]:
+    """The vision tower's patch features before the projector [b, n, width], and CLS [b, width].
+
+    There is no CLS token in every tower.
+    """
+    hidden: Tensor = model.model.vision_tower(pixels).last_hidden_state
+    patches = hidden[:, -(grid_of(model) ** 2) :]
+    return patches, hidden[:, 0] if hidden.shape[1] > patches.shape[1] else None
+
+
 def vision_features(model: LlavaForConditionalGeneration, pixels: Tensor) -> Tensor:
     """The vision tower's patch features before the projector, [b, n, width]."""
-    hidden: Tensor = model.model.vision_tower(pixels).last_hidden_state
-    # A CLS token comes first, where there is one.
-    return hidden[:, -(grid_of(model) ** 2) :]
+    return tower_tokens(model, pixels)[0]
 
 
 def grid_of(model: LlavaForConditionalGeneration) -> int:

@@ -42,6 +42,8 @@ CHAT_TEMPLATE = (
 
 
 TOWERS = ("clip", "siglip")
+# The checkpoints in the package: the folder of each.
+SHIPPED = {"tinyvlm": "checkpoint", "tinyvlm-siglip": "checkpoint_siglip"}
 
 
 @dataclass(frozen=True)
@@ -149,6 +151,31 @@ def build_model(
     return model
 
 
+def take_language(model: LlavaForConditionalGeneration, checkpoint: str) -> None:
+    """Gives a model the language model of a trained one, as large models start from one that talks.
+
+    The vision tower and the projector stay as they are.
+
+    Args:
+        model: takes the weights.
+        checkpoint: folder of a tiny VLM, or one of ``SHIPPED``.
+
+    Raises:
+        ValueError: its language model has another shape.
+        FileNotFoundError: the folder holds no checkpoint.
+    """
+    other, _ = load(checkpoint)
+    theirs = other.model.language_model.state_dict()
+    ours = model.model.language_model.state_dict()
+    if {name: x.shape for name, x in theirs.items()} != {name: x.shape for name, x in ours.items()}:
+        raise ValueError(
+            f"language={checkpoint!r} has a language model of another shape; take a checkpoint "
+            "with the same text_width, text_layers and vocabulary"
+        )
+    # The head that gives logits shares the word embeddings.
+    model.model.language_model.load_state_dict(theirs)
+
+
 def start_look_ups(model: LlavaForConditionalGeneration) -> None:
     """Lets every attention head of the language model start as a look-up of what is alike.
 
@@ -196,20 +223,31 @@ def build_processor(architecture: Architecture | None = None) -> LlavaProcessor:
     )
 
 
-def checkpoint_folder() -> Path:
-    """Where the shipped checkpoint lies in the installed package."""
-    return Path(str(resources.files("gprune.tinyvlm") / "checkpoint"))
+def checkpoint_folder(name: str = "tinyvlm") -> Path:
+    """Where a shipped checkpoint lies in the installed package.
+
+    Args:
+        name: one of ``SHIPPED``.
+
+    Raises:
+        ValueError: it is none of them.
+    """
+    if name not in SHIPPED:
+        raise ValueError(f"name={name!r} must be one of {', '.join(SHIPPED)}")
+    return Path(str(resources.files("gprune.tinyvlm") / SHIPPED[name]))
 
 
 def load(folder: str | Path | None = None, **options: Any) -> tuple[Any, Any]:
     """The tiny VLM and its processor, in evaluation mode.
 
     Args:
-        folder: a checkpoint that ``gprune.tinyvlm.train`` wrote; the shipped one when absent.
+        folder: a checkpoint that ``gprune.tinyvlm.train`` wrote, or one of ``SHIPPED``; ``tinyvlm``
+            when absent.
         options: passed on to ``AutoModelForImageTextToText.from_pretrained``; the weights are
             stored in bf16 and computed in float32 unless ``dtype`` says otherwise.
     """
-    source = Path(folder) if folder is not None else checkpoint_folder()
+    name = "tinyvlm" if folder is None else str(folder)
+    source = checkpoint_folder(name) if name in SHIPPED else Path(name)
     if not (source / "model.safetensors").is_file():
         raise FileNotFoundError(
             f"folder {str(source)!r} holds no model.safetensors; train a model with "

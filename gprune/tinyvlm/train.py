@@ -3,11 +3,13 @@
 Stage 1 teaches the vision tower and the projector what each patch shows (mostly crowded scenes,
 dense labels), in the words of the language model: a projected patch must be nearest to the
 embeddings of the words for its content and its colour. Looking up a word of the question among the
-patches and reading a patch's word out are then the same for all words. Stage 2 trains everything on
-question answering; the dense objective stays as a small auxiliary loss, and another holds two
-attention heads to what the questions name (`gprune.tinyvlm.grounding`). Both stages draw their data
-by step number from the seed, so a killed run that is started again with the same command goes on
-from its last saved step and sees what it would have seen.
+patches and reading a patch's word out are then the same for all words. Or, with ``--objective
+captions``, stage 1 has captions of whole pictures and no label of a patch
+(`gprune.tinyvlm.captions`). Stage 2 trains everything on question answering; the objective of
+stage 1 stays as a small auxiliary loss, and another holds two attention heads to what the questions
+name (`gprune.tinyvlm.grounding`). Both stages draw their data by step number from the seed, so a
+killed run that is started again with the same command goes on from its last saved step and sees
+what it would have seen.
 """
 
 from __future__ import annotations
@@ -30,8 +32,15 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from gprune.tinyvlm import card, easyvqa, grounding
-from gprune.tinyvlm.accuracy import by_type, held_out, score, to_pixels, vision_features
-from gprune.tinyvlm.model import Architecture, build_model, build_processor, load
+from gprune.tinyvlm.accuracy import (
+    by_type,
+    held_out,
+    score,
+    to_pixels,
+    tower_tokens,
+)
+from gprune.tinyvlm.captions import CaptionHeads, Captions, captions_of
+from gprune.tinyvlm.model import Architecture, build_model, build_processor, load, take_language
 from gprune.tinyvlm.packing import IGNORED, PackedQuestions, pack, packed_logits
 from gprune.tinyvlm.scenes import (
     BINS,
@@ -52,15 +61,23 @@ from gprune.tinyvlm.scenes import (
 )
 from gprune.tinyvlm.vocabulary import build_tokenizer
 
+# What stage 1 teaches the vision tower: a word for every patch, or captions of whole pictures.
+OBJECTIVES = ("patches", "captions")
+
 
 @dataclass(frozen=True)
 class Recipe:
     """What a checkpoint is trained with; a learning rate decays by a cosine to 1%.
 
-    The defaults are those of the shipped checkpoints.
+    The defaults are those of the shipped checkpoint.
+
+    Raises:
+        ValueError: ``objective`` is none of ``OBJECTIVES``.
     """
 
     architecture: Architecture = field(default_factory=Architecture)
+    language: str | None = None  # checkpoint to take the language model from, see `take_language`
+    objective: str = "patches"  # of stage 1, one of OBJECTIVES
     asked: int = 3  # questions of each kind about a scene, as far as it has so many
     most_asked: int = 18  # of all kinds about one scene
     low_precision: bool = True  # bf16 autocast: twice as fast where the CPU has units for it
@@ -79,6 +96,10 @@ class Recipe:
     easy_vqa_questions: int = 8  # of each of those images
     weight_decay: float = 0.05
     clip: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.objective not in OBJECTIVES:
+            raise ValueError(f"objective={self.objective!r} must be one of {', '.join(OBJECTIVES)}")
 
 
 @dataclass
@@ -108,10 +129,11 @@ class Labels:
 
 @dataclass
 class Batch:
-    """Pictures [b, 3, size, size] in [-1, 1], their dense labels and questions."""
+    """Pictures [b, 3, size, size] in [-1, 1], their dense labels, captions and questions."""
 
     pixels: Tensor
     labels: Labels
+    captions: Captions
     packed: PackedQuestions | None
 
 
@@ -134,7 +156,7 @@ class Steps(Dataset[Batch]):
                 for place in range(first, first + recipe.batch)
             ]
             pixels = to_pixels([scene.draw(grid) for scene in scenes])
-            return Batch(pixels, dense(scenes, grid), None)
+            return Batch(pixels, dense(scenes, grid), captions_of(scenes, self.tokenizer), None)
         rng = np.random.default_rng([recipe.seed, step])
         scenes = [
             make_scene("train", 2 * recipe.seed + 1, first + i)
@@ -148,6 +170,7 @@ class Steps(Dataset[Batch]):
         return Batch(
             to_pixels(pictures),
             dense(scenes, grid).padded(recipe.easy_vqa_images),
+            captions_of(scenes, self.tokenizer),
             pack(questions, self.tokenizer, grid**2),
         )
 
@@ -262,7 +285,14 @@ class Trainer:
         self.folder, self.recipe = folder, recipe
         folder.mkdir(parents=True, exist_ok=True)
         self.model = build_model(recipe.seed, recipe.architecture)
-        self.heads = PatchHeads(recipe.architecture.text_width)
+        if recipe.language is not None:
+            take_language(self.model, recipe.language)
+        self.heads: PatchHeads | CaptionHeads
+        if recipe.objective == "patches":
+            self.heads = PatchHeads(recipe.architecture.text_width)
+        else:
+            shape = recipe.architecture
+            self.heads = CaptionHeads(shape.vision_width, shape.text_width)
         self.done = Progressing()
         self.saved_optimizer: dict[str, Tensor] = {}
         recipe_file = folder / "recipe.json"
@@ -319,7 +349,9 @@ class Trainer:
             in_vision = name.startswith("model.model.vision_tower.")
             in_language = name.startswith("model.model.language_model.")
             if stage == "patches":
-                if in_language and not name.endswith("embed_tokens.weight"):
+                # Words that come with a language model mean something to it: patches move to them.
+                words_learn = recipe.language is None and name.endswith("embed_tokens.weight")
+                if in_language and not words_learn:
                     continue
                 rate = recipe.patch_rate
             else:
@@ -356,9 +388,12 @@ class Trainer:
     def loss(self, stage: str, batch: Batch) -> dict[str, Tensor]:
         """The parts of a step's loss, already weighted: their sum is what is minimised."""
         with torch.autocast("cpu", torch.bfloat16, enabled=self.recipe.low_precision):
-            features = vision_features(self.model, batch.pixels)
+            features, cls = tower_tokens(self.model, batch.pixels)
             projected = self.model.model.multi_modal_projector(features)
-        patch = self.heads.loss(projected.float(), self.words, batch.labels)
+        if isinstance(self.heads, PatchHeads):
+            patch = self.heads.loss(projected.float(), self.words, batch.labels)
+        else:
+            patch = self.heads.loss(projected, cls, self.words, batch.captions)
         if stage == "patches":
             return {"patch": patch}
         assert batch.packed is not None  # stage "answers" always packs questions
@@ -440,12 +475,19 @@ class Trainer:
 
     @torch.inference_mode()
     def see(self) -> dict[str, float]:
-        """Share of right patch labels by what they are on a few validation pictures."""
+        """How well the objective of stage 1 is met on a few validation pictures.
+
+        The share of right patch labels by what they are, or `CaptionHeads.right`.
+        """
         grid = self.recipe.architecture.grid
         scenes = [make_scene("validation", 0, index) for index in range(96)]
-        labels = dense(scenes, grid)
         pixels = to_pixels([scene.draw(grid) for scene in scenes])
-        projected = self.model.model.multi_modal_projector(vision_features(self.model, pixels))
+        features, cls = tower_tokens(self.model, pixels)
+        projected = self.model.model.multi_modal_projector(features)
+        if isinstance(self.heads, CaptionHeads):
+            captions = captions_of(scenes, build_tokenizer())
+            return self.heads.right(projected, cls, self.words, captions)
+        labels = dense(scenes, grid)
         kinds, hues, marks = (
             logits.argmax(-1) == label
             for logits, label in zip(
@@ -499,8 +541,16 @@ def train(
     out: Annotated[Path, typer.Option(help="Folder of the run; an unfinished one is resumed.")],
     seed: Annotated[int, typer.Option(help="Seed of weights and data.")] = Recipe.seed,
     tower: Annotated[str | None, typer.Option(help="clip or siglip; the recipe's.")] = None,
+    language: Annotated[
+        str | None,
+        typer.Option(help="Checkpoint folder, or tinyvlm, whose language model goes on learning."),
+    ] = None,
+    objective: Annotated[
+        str | None, typer.Option(help="Of stage 1: patches or captions; the recipe's.")
+    ] = None,
     patch_steps: Annotated[int | None, typer.Option(min=1, help="The recipe's.")] = None,
     answer_steps: Annotated[int | None, typer.Option(min=1, help="The recipe's.")] = None,
+    answer_rate: Annotated[float | None, typer.Option(min=0, help="The recipe's.")] = None,
     batch: Annotated[int | None, typer.Option(min=1, help="The recipe's.")] = None,
     save_every: Annotated[int, typer.Option(min=1, help="Steps between saves.")] = 200,
     scenes: Annotated[int, typer.Option(min=1, help="Test scenes for the model card.")] = 400,
@@ -513,14 +563,21 @@ def train(
     """
     if threads is not None:
         torch.set_num_threads(threads)
-    given = {"patch_steps": patch_steps, "answer_steps": answer_steps, "batch": batch}
+    given = {
+        "language": language,
+        "objective": objective,
+        "patch_steps": patch_steps,
+        "answer_steps": answer_steps,
+        "answer_rate": answer_rate,
+        "batch": batch,
+    }
     changed: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     try:
         recipe = Recipe(seed=seed, **changed)
         if tower is not None:
             recipe = replace(recipe, architecture=replace(recipe.architecture, tower=tower))
         trainer = Trainer(out, recipe)
-    except ValueError as error:
+    except (ValueError, FileNotFoundError) as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(2) from error
     columns = (
