@@ -162,9 +162,10 @@ def agreement(
         for (one, a), (other, b) in itertools.combinations(zip(every, boards, strict=True), 2)
     ]
     yield f"Rank correlation (Kendall's tau): {', '.join(parts)}."
+    samples = [{name: board[name].resampled() for name in names} for board in boards]
     verdicts = {
-        pair: [verdict(board[pair[0]], board[pair[1]]) for board in boards]
-        for pair in itertools.combinations(names, 2)
+        (one, other): [verdict(sample[one] - sample[other]) for sample in samples]
+        for one, other in itertools.combinations(names, 2)
     }
     decided = {pair: [v for v in found if v] for pair, found in verdicts.items()}
     alike = sum(len(found) == len(every) and len(set(found)) == 1 for found in decided.values())
@@ -200,9 +201,13 @@ def rank_correlation(one: np.ndarray, other: np.ndarray) -> float:
     return float((first * second).sum() / scale) if scale else float("nan")
 
 
-def verdict(one: Tally, other: Tally) -> int:
-    """1 if one method is better than another, -1 if it is worse, 0 if that cannot be told."""
-    low, high = between(one.resampled() - other.resampled())
+def verdict(difference: np.ndarray) -> int:
+    """1 if one method is better than another, -1 if it is worse, 0 if that cannot be told.
+
+    Args:
+        difference: of their macro accuracies in paired bootstrap samples.
+    """
+    low, high = between(difference)
     return int(low > 0) - int(high < 0)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -102,11 +103,8 @@ class Tally:
         """Shares of right answers by type in bootstrap samples of the pictures, [RESAMPLES, types].
 
         NaN where a sample has no question of a type.
-        Draws are always the same: the difference of two tallies of the same pictures is paired.
         """
-        rng = np.random.default_rng(0)
-        share = np.full(len(self.right), 1 / len(self.right))
-        weights = rng.multinomial(len(self.right), share, size=RESAMPLES)
+        weights = drawn(len(self.right))
         with np.errstate(invalid="ignore"):
             return (weights @ self.right) / (weights @ self.asked)
 
@@ -130,6 +128,17 @@ class Tally:
         """The 95% bootstrap interval of each type's accuracy; None where nothing was asked."""
         samples = zip(100 * self._shares.T, self.asked.sum(0), strict=True)
         return [between(values) if asked else None for values, asked in samples]
+
+
+@functools.lru_cache(maxsize=8)
+def drawn(pictures: int) -> np.ndarray:
+    """How often each picture is in each bootstrap sample, float64 [RESAMPLES, pictures].
+
+    Draws are always the same: the difference of two tallies of the same pictures is paired.
+    """
+    share = np.full(pictures, 1 / pictures)
+    weights = np.random.default_rng(0).multinomial(pictures, share, size=RESAMPLES)
+    return weights.astype(np.float64)  # integers have no fast product
 
 
 def between(values: np.ndarray) -> tuple[float, float]:

@@ -4,7 +4,7 @@ Stage 1 teaches the vision tower and the projector what each patch shows (mostly
 dense labels), in the words of the language model: a projected patch must be nearest to the
 embeddings of the words for its content and its colour. Looking up a word of the question among the
 patches and reading a patch's word out are then the same for all words. Or, with ``--objective
-captions``, stage 1 has captions of whole pictures and no label of a patch
+captions``, stage 1 has captions whose phrases go with regions
 (`gprune.tinyvlm.captions`). Stage 2 trains everything on question answering; the objective of
 stage 1 stays as a small auxiliary loss, and another holds two attention heads to what the questions
 name (`gprune.tinyvlm.grounding`). Both stages draw their data by step number from the seed, so a
@@ -40,17 +40,14 @@ from gprune.tinyvlm.accuracy import (
     tower_tokens,
 )
 from gprune.tinyvlm.captions import CaptionHeads, Captions, captions_of
+from gprune.tinyvlm.labels import KIND_WORDS, Labels, dense
 from gprune.tinyvlm.model import Architecture, build_model, build_processor, load, take_language
 from gprune.tinyvlm.packing import IGNORED, PackedQuestions, pack, packed_logits
 from gprune.tinyvlm.scenes import (
     BINS,
     COLORS,
-    DIGITS,
     EDGES,
-    GRID,
     HUES,
-    KINDS,
-    LETTERS,
     MARKS,
     PATTERNS,
     SHAPES,
@@ -61,7 +58,7 @@ from gprune.tinyvlm.scenes import (
 )
 from gprune.tinyvlm.vocabulary import build_tokenizer
 
-# What stage 1 teaches the vision tower: a word for every patch, or captions of whole pictures.
+# What stage 1 teaches the vision tower: a word for every patch, or phrases for regions.
 OBJECTIVES = ("patches", "captions")
 
 
@@ -103,31 +100,6 @@ class Recipe:
 
 
 @dataclass
-class Labels:
-    """Dense labels of patches, -100 where a patch has none.
-
-    Attributes:
-        kinds: indices into ``KIND_WORDS``, [b, n].
-        hues: indices into ``HUES``, [b, n].
-        marks: indices into ``MARKS``, [b, n].
-        edges: steps of the four edges of the object's box, [b, n, 4].
-        owners: which object a patch shows, -1 where it shows none, [b, n].
-    """
-
-    kinds: Tensor
-    hues: Tensor
-    marks: Tensor
-    edges: Tensor
-    owners: Tensor
-
-    def padded(self, more: int) -> Labels:
-        """With ``more`` pictures that have no labels at the end."""
-        fields = (self.kinds, self.hues, self.marks, self.edges, self.owners)
-        none = [part.new_full((more, *part.shape[1:]), IGNORED) for part in fields]
-        return Labels(*(torch.cat(pair) for pair in zip(fields, none, strict=True)))
-
-
-@dataclass
 class Batch:
     """Pictures [b, 3, size, size] in [-1, 1], their dense labels, captions and questions."""
 
@@ -156,7 +128,8 @@ class Steps(Dataset[Batch]):
                 for place in range(first, first + recipe.batch)
             ]
             pixels = to_pixels([scene.draw(grid) for scene in scenes])
-            return Batch(pixels, dense(scenes, grid), captions_of(scenes, self.tokenizer), None)
+            labels = dense(scenes, grid)
+            return Batch(pixels, labels, captions_of(scenes, labels, self.tokenizer), None)
         rng = np.random.default_rng([recipe.seed, step])
         scenes = [
             make_scene("train", 2 * recipe.seed + 1, first + i)
@@ -167,10 +140,11 @@ class Steps(Dataset[Batch]):
         for index in rng.choice(easyvqa.indices("train"), recipe.easy_vqa_images, replace=False):
             pictures.append(easyvqa.image("train", int(index), grid))
             questions.append(easyvqa.ask("train", int(index), recipe.easy_vqa_questions, rng))
+        labels = dense(scenes, grid)
         return Batch(
             to_pixels(pictures),
-            dense(scenes, grid).padded(recipe.easy_vqa_images),
-            captions_of(scenes, self.tokenizer),
+            labels.padded(recipe.easy_vqa_images),
+            captions_of(scenes, labels, self.tokenizer),
             pack(questions, self.tokenizer, grid**2),
         )
 
@@ -180,36 +154,6 @@ class Steps(Dataset[Batch]):
         if len(every) <= self.recipe.most_asked:
             return every
         return [every[i] for i in sorted(rng.choice(len(every), self.recipe.most_asked, False))]
-
-
-# The words of the patch labels: a sign after the first of its text has a word of its own.
-KIND_WORDS = (*KINDS, *(f"##{sign}" for sign in DIGITS + LETTERS))
-# For each of KINDS the word of a first sign, or of a later one.
-FIRST = torch.tensor([KIND_WORDS.index(kind) for kind in KINDS])
-LATER = torch.tensor(
-    [KIND_WORDS.index(f"##{kind}" if kind in DIGITS + LETTERS else kind) for kind in KINDS]
-)
-
-
-def dense(scenes: list[Scene], grid: int = GRID) -> Labels:
-    """The patch labels of scenes for a model with ``grid`` patches a side."""
-
-    def stacked(parts: list[np.ndarray]) -> Tensor:
-        return torch.from_numpy(np.stack(parts)).long().flatten(1, 2)
-
-    labels = [scene.patch_labels(grid) for scene in scenes]
-    kinds, hues = (stacked(list(part)) for part in zip(*labels, strict=True))
-    marks = stacked([scene.patch_marks(grid) for scene in scenes])
-    drawn = [scene.patch_owners(grid) for scene in scenes]
-    edges = stacked([scene.edges_of(owners) for scene, owners in zip(scenes, drawn, strict=True)])
-    later = (marks == MARKS.index("second")) | (marks == MARKS.index("third"))
-    return Labels(
-        torch.where(later, LATER[kinds], FIRST[kinds]),
-        hues,
-        marks,
-        torch.where(edges < 0, IGNORED, edges),
-        stacked(drawn),
-    )
 
 
 class PatchHeads(nn.Module):
@@ -292,7 +236,7 @@ class Trainer:
             self.heads = PatchHeads(recipe.architecture.text_width)
         else:
             shape = recipe.architecture
-            self.heads = CaptionHeads(shape.vision_width, shape.text_width)
+            self.heads = CaptionHeads(shape.vision_width, shape.text_width, build_tokenizer())
         self.done = Progressing()
         self.saved_optimizer: dict[str, Tensor] = {}
         recipe_file = folder / "recipe.json"
@@ -484,10 +428,10 @@ class Trainer:
         pixels = to_pixels([scene.draw(grid) for scene in scenes])
         features, cls = tower_tokens(self.model, pixels)
         projected = self.model.model.multi_modal_projector(features)
-        if isinstance(self.heads, CaptionHeads):
-            captions = captions_of(scenes, build_tokenizer())
-            return self.heads.right(projected, cls, self.words, captions)
         labels = dense(scenes, grid)
+        if isinstance(self.heads, CaptionHeads):
+            captions = captions_of(scenes, labels, build_tokenizer())
+            return self.heads.right(projected, cls, self.words, captions)
         kinds, hues, marks = (
             logits.argmax(-1) == label
             for logits, label in zip(

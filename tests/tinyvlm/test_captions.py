@@ -1,7 +1,8 @@
-"""Pretraining on captions: which phrases hold, the loss beside an obvious one, what is learned."""
+"""Pretraining on captions: what phrases are about, the loss beside an obvious one, a short run."""
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
@@ -11,7 +12,10 @@ from typer.testing import CliRunner
 from gprune.tinyvlm import load, make_scene
 from gprune.tinyvlm.accuracy import to_pixels, tower_tokens
 from gprune.tinyvlm.captions import TOLD, CaptionHeads, Captions, captions_of, phrases
+from gprune.tinyvlm.labels import dense
 from gprune.tinyvlm.model import Architecture, build_model
+from gprune.tinyvlm.packing import IGNORED
+from gprune.tinyvlm.scenes import GRID, SIDE, binned
 from gprune.tinyvlm.train import Recipe, Steps, Trainer, app
 from gprune.tinyvlm.vocabulary import UNKNOWN, build_tokenizer
 
@@ -30,7 +34,7 @@ RECIPE = Recipe(
 def test_a_caption_tells_what_is_there_and_nothing_else():
     tokenizer = build_tokenizer()
     scenes = [make_scene("train", 4, index, crowded=index % 2 == 0) for index in range(6)]
-    captions = captions_of(scenes, tokenizer)
+    captions = captions_of(scenes, dense(scenes), tokenizer)
     assert tokenizer.unk_token_id not in captions.words
     for scene, holds in zip(scenes, captions.holds, strict=True):
         told = [
@@ -50,50 +54,92 @@ def test_a_caption_tells_what_is_there_and_nothing_else():
     assert UNKNOWN not in {word for scene in scenes for _, *two in phrases(scene) for word in two}
 
 
+def test_regions_are_the_patches_that_a_phrase_is_about():
+    """Against the scene itself: its objects' owners and boxes, and the sides of its border."""
+    tokenizer = build_tokenizer()
+    scenes = [make_scene("train", 4, index) for index in range(6)]
+    captions = captions_of(scenes, dense(scenes), tokenizer)
+    assert not captions.regions[~captions.holds].any()
+    boxes = 0
+    for row, scene in enumerate(scenes):
+        owners = torch.from_numpy(scene.patch_owners()).flatten()
+        for column in captions.holds[row].nonzero()[:, 0].tolist():
+            kind = TOLD[captions.told[column]]
+            one, other = tokenizer.convert_ids_to_tokens(captions.words[column].tolist())
+            region, edges = captions.regions[row, column], captions.edges[row, column].tolist()
+            if kind == "object":
+                named = [i for i, item in enumerate(scene.objects) if item.name == f"{one} {other}"]
+                assert set(owners[region].tolist()) <= {-1, *named}
+                if region.any() and len(named) == 1 and -1 not in owners[region]:
+                    assert edges == binned(scene.objects[named[0]].box)
+                    boxes += 1
+                elif len(named) > 1 and len(set(owners[region].tolist())) > 1:
+                    assert edges == [IGNORED] * 4
+            else:
+                assert edges == [IGNORED] * 4
+            if kind == "background":
+                assert (owners[region] == -1).all()
+                half = scene.tints.index(one)
+                rows, columns = (region.view(GRID, GRID).nonzero() * SIDE / GRID).T
+                along = columns if scene.layout == "columns" else rows
+                unit = SIDE / GRID
+                near = along + unit > scene.border if half else along < scene.border
+                assert near.all()
+    assert boxes > 10
+
+
 def slow_loss(heads: CaptionHeads, projected, cls, words, captions: Captions) -> float:
-    """One pair at a time, in float64."""
-    factor, summand = heads.factor.double().exp(), heads.summand.double()
-    total = 0.0
-    for by_cls in (False, True):
-        for kind in captions.told.unique():
-            for wanted in (True, False):
-                costs = []
-                for row, column in (captions.holds == wanted).nonzero().tolist():
-                    if captions.told[column] != kind:
-                        continue
-                    one, other = (words[i].double() for i in captions.words[column])
-                    phrase = (one + other) / (one + other).norm()
-                    if by_cls:
-                        seen = [heads.summary(cls[row]).double()]
-                    else:
-                        seen = list(heads.norm(projected[row]).double())
-                    near = [(factor[int(by_cls)] * (x @ phrase) / x.norm()).item() for x in seen]
-                    odds = sum(map(math.exp, near)) * math.exp(summand[int(by_cls)].item())
-                    costs.append(math.log(1 + odds) - (math.log(odds) if wanted else 0))
-                total += sum(costs) / max(1, len(costs))
-    return total
+    """One region and one pair at a time, in float64."""
+
+    def log_softmax(logits: list[float], place: int) -> float:
+        return logits[place] - math.log(sum(map(math.exp, logits)))
+
+    unit = [
+        (a.double() + b.double()) / (a.double() + b.double()).norm()
+        for a, b in ((words[i], words[j]) for i, j in captions.words.tolist())
+    ]
+    factor = heads.factor.double().exp().tolist()
+    costs: dict[object, list[float]] = {}
+    for row, column in captions.holds.nonzero().tolist():
+        region = captions.regions[row, column]
+        if not region.any():
+            continue
+        seen = heads.norm(projected[row][region].mean(0)).double()
+        kind = int(captions.told[column])
+        same = [i for i, told in enumerate(captions.told.tolist()) if told == kind]
+        logits = [factor[0] * float(seen @ unit[i] / seen.norm()) for i in same]
+        costs.setdefault(kind, []).append(-log_softmax(logits, same.index(column)))
+        for edge, step in enumerate(captions.edges[row, column].tolist()):
+            if step != IGNORED:
+                steps = [float(seen @ words[i].double()) for i in heads.edge_ids[edge]]
+                costs.setdefault("edge", []).append(-log_softmax(steps, step))
+    for row, column in itertools.product(*map(range, captions.holds.shape)):
+        whole = heads.summary(cls[row]).double()
+        logit = factor[1] * float(whole @ unit[column] / whole.norm()) + heads.summand.item()
+        holds = bool(captions.holds[row, column])
+        cost = math.log1p(math.exp(-logit if holds else logit))
+        costs.setdefault(f"whole {holds}", []).append(cost)
+    return sum(sum(many) / len(many) for many in costs.values())
 
 
 def test_the_loss_is_that_of_every_pair():
     torch.manual_seed(0)
-    heads = CaptionHeads(32, 48)
+    heads = CaptionHeads(32, 48, build_tokenizer()).eval()
     with torch.no_grad():
         heads.factor.copy_(torch.tensor([1.2, 2.1]))
-        heads.summand.copy_(torch.tensor([-3.0, -0.5]))
+        heads.summand.fill_(-0.5)
     scenes = [make_scene("train", 4, index) for index in range(3)]
-    captions = captions_of(scenes, build_tokenizer())
-    words = torch.randn(300, 48)
-    projected, cls = torch.randn(5, 9, 48), torch.randn(5, 32)  # two more without captions
-    found = heads.loss(projected, cls, words, captions)
-    assert found.item() == pytest.approx(
-        slow_loss(heads, projected, cls, words, captions), rel=1e-4
-    )
-    by_patches = heads.loss(projected, None, words, captions)
-    assert 0 < by_patches.item() < found.item()
+    captions = captions_of(scenes, dense(scenes, 6), build_tokenizer())
+    words = 0.2 * torch.randn(300, 48)
+    projected, cls = torch.randn(5, 36, 48), torch.randn(5, 32)  # two more without captions
+    with torch.no_grad():
+        found = heads.loss(projected, cls, words, captions)
+        expected = slow_loss(heads, projected, cls, words, captions)
+        assert found.item() == pytest.approx(expected, rel=1e-4)
+        assert 0 < heads.loss(projected, None, words, captions).item() < found.item()
 
 
-def test_a_run_learns_from_captions_alone(tmp_path):
-    """The patches' labels and the questions have no part in stage 1."""
+def test_a_run_learns_from_captions(tmp_path):
     from rich.progress import Progress
 
     trainer = Trainer(tmp_path, RECIPE)
@@ -103,7 +149,7 @@ def test_a_run_learns_from_captions_alone(tmp_path):
         trainer.run("patches", RECIPE.patch_steps, progress, RECIPE.patch_steps)
     assert trainer.loss("patches", held_out)["patch"].item() < 0.9 * before
     seen = trainer.see()
-    assert set(seen) == {f"{told}_{by}" for told in TOLD for by in ("patches", "cls")}
+    assert set(seen) == {*TOLD, "edges", "whole"}
     assert all(0 <= share <= 1 for share in seen.values())
     batch = Steps(RECIPE, "answers", 0, 1)[0]
     assert len(batch.captions.holds) == RECIPE.batch - RECIPE.easy_vqa_images

@@ -7,10 +7,10 @@ import torch
 
 from gprune.tinyvlm import grounding, make_scene
 from gprune.tinyvlm.accuracy import to_pixels, vision_features
+from gprune.tinyvlm.labels import dense
 from gprune.tinyvlm.model import Architecture, build_model
 from gprune.tinyvlm.packing import pack, packed_logits
 from gprune.tinyvlm.scenes import COLORS, QUESTION_TYPES, SHAPES
-from gprune.tinyvlm.train import dense
 from gprune.tinyvlm.vocabulary import build_tokenizer
 
 NAMING = ("color", "shape", "exist", "relation", "object", "box", "bigger", "same_color")

@@ -21,19 +21,11 @@ from gprune.tinyvlm.accuracy import (
     to_pixels,
     vision_features,
 )
+from gprune.tinyvlm.labels import KIND_WORDS, dense
 from gprune.tinyvlm.model import Architecture, build_model, build_processor, sinusoids
 from gprune.tinyvlm.packing import IGNORED, answered, pack, packed_logits, said
 from gprune.tinyvlm.scenes import GRID, HUES, IMAGE_SIZE, MARKS, Question
-from gprune.tinyvlm.train import (
-    KIND_WORDS,
-    PatchHeads,
-    Recipe,
-    Steps,
-    Trainer,
-    app,
-    cosine,
-    dense,
-)
+from gprune.tinyvlm.train import PatchHeads, Recipe, Steps, Trainer, app, cosine
 from gprune.tinyvlm.vocabulary import UNKNOWN, build_tokenizer, unknown_words
 
 RECIPE = Recipe(
