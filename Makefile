@@ -6,7 +6,7 @@ export OMP_WAIT_POLICY := PASSIVE
 export TRANSFORMERS_VERBOSITY ?= error
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: demo app test test-oldest test-app test-lmms test-vllm lint train bench bench-check
+.PHONY: demo app test test-oldest test-app test-lmms test-vllm lint train train-siglip bench bench-check
 .PHONY: performance figures wheel docs audit sbom soak fuzz clean
 demo: .venv/ready
 	$(RUN)/gprune demo
@@ -67,6 +67,11 @@ lint: .venv/ready
 # Trains the tiny VLM from scratch (hours on a CPU; a killed run resumes) into runs/tiny.
 train: .venv/ready
 	$(RUN)/python -m gprune.tinyvlm.train --out runs/tiny --seed 0
+
+# The second shipped model: a tower without CLS under the first one's language model.
+train-siglip: .venv/ready
+	$(RUN)/python -m gprune.tinyvlm.train --out runs/siglip --seed 1 --tower siglip \
+		--language tinyvlm --patch-steps 3600 --answer-steps 900 --answer-rate 5e-4
 
 bench: .venv/ready
 	$(RUN)/python benchmarks/selection.py --out benchmarks/results/selection.json

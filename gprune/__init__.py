@@ -40,6 +40,7 @@ from gprune.pruners import (
     VisionZip,
     VisPruner,
     VLMPruner,
+    WeightedCover,
     make,
     methods,
 )
@@ -85,6 +86,7 @@ __all__ = [
     "VisPruner",
     "VisionZip",
     "VisualTokens",
+    "WeightedCover",
     "__version__",
     "families",
     "kept_count",

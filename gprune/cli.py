@@ -209,7 +209,8 @@ def print_costs(cost: Saving) -> None:
 @app.command()
 def run(
     model: Annotated[
-        str, typer.Argument(help="Folder or hub id of a supported model, or tinyvlm.")
+        str,
+        typer.Argument(help="Folder or hub id of a supported model, or tinyvlm, tinyvlm-siglip."),
     ],
     image: Annotated[list[Path], typer.Option(help="A picture; repeat for several.")],
     prompt: Annotated[str, typer.Option(help="The question.")],
@@ -309,7 +310,10 @@ def methods(as_json: JsonOption = False) -> None:
 @app.command("eval")
 def evaluate(
     model: Annotated[
-        str, typer.Argument(help="Folder or hub id of a model, or tinyvlm, the shipped one.")
+        str,
+        typer.Argument(
+            help="Folder or hub id of a model, or a shipped one: tinyvlm, tinyvlm-siglip."
+        ),
     ],
     tasks: Annotated[
         str, typer.Option(help="scenes, easy_vqa, or JSONL files, with commas between them.")
@@ -462,7 +466,10 @@ def bench(
 @app.command("app")
 def web_page(
     model: Annotated[
-        str, typer.Option(help="Folder or hub id of a model, or tinyvlm, the shipped one.")
+        str,
+        typer.Option(
+            help="Folder or hub id of a model, or a shipped one: tinyvlm, tinyvlm-siglip."
+        ),
     ] = "tinyvlm",
     host: Annotated[
         str, typer.Option(help="Address to listen on; the default is this machine alone.")

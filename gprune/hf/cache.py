@@ -66,12 +66,15 @@ class PrunedCache(TranslatedCache):
         used: mask of the prefilled part as it was used, bool [b, p], for calls without a mask.
         gone: how many visual tokens of each row were dropped, int64 [b].
         logical: logical length of the prefilled part.
+        weights: what attention adds to the logits of the prefilled part's keys, float32 [b, p];
+            None where nothing is added.
     """
 
     origin: Tensor
     used: Tensor
     gone: Tensor
     logical: int
+    weights: Tensor | None = None
 
     @property
     def dropped(self) -> int:
@@ -112,6 +115,8 @@ class PrunedCache(TranslatedCache):
             slots = self.logical - count - self.get_seq_length()
             length = self.origin.shape[1] - count
             self.origin, self.used = self.origin[:, :length], self.used[:, :length]
+            if self.weights is not None:
+                self.weights = self.weights[:, :length]
             self.gone = self.gone - (self.logical - remains - count)
             self.logical = remains
         super().crop(slots)  # type: ignore[misc]
@@ -123,6 +128,8 @@ class PrunedCache(TranslatedCache):
         rows = rows.to(self.origin.device)
         self.origin, self.used = self.origin[rows], self.used[rows]
         self.gone = self.gone[rows]
+        if self.weights is not None:
+            self.weights = self.weights[rows]
 
     def physical_mask(self, mask: Tensor | None, query_length: int) -> Tensor:
         """The mask over physical slots and new tokens, [b, physical length + query_length].

@@ -26,7 +26,7 @@ from gprune.hf.cache import PrunedCache, mark_pruned
 from gprune.hf.families import PIXELS, Family, family_of
 from gprune.hf.signals import VisionSignals, replaced
 from gprune.hf.versions import require_tested_transformers
-from gprune.pruners.base import Pruner, assembled
+from gprune.pruners.base import Pruner, assembled, standing_for
 from gprune.pruners.decoder import DecoderPruner
 from gprune.pruners.downsampling import Downsampling
 from gprune.tokens import VisualTokens
@@ -74,11 +74,14 @@ class ImageChoice:
         rows: rows of its features that stay, int64 [k], ascending.
         features: those rows, with what a merging method made of them, [k, d].
         groups: kept indices, size, grid and kind of each group.
+        stands: how many tokens each row of the image's features stands for, those that go
+            included, float32 [n]; None where the method does not ask for it.
     """
 
     rows: Tensor
     features: Tensor
     groups: list[tuple[Tensor, int, tuple[int, int] | None, str]]
+    stands: Tensor | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,6 +121,11 @@ class Selection:
             start += length
         rank = self.placeholder.flatten().cumsum(0).view_as(self.placeholder) - 1
         return self.placeholder & ~stays[rank.clamp(0, total - 1)]
+
+    def weights(self, like: Tensor) -> Tensor:
+        """The logarithm of how many tokens each one stands for, of all images in order, [m]."""
+        counts = [image.stands for image in self.images if image.stands is not None]
+        return torch.cat(counts).to(like).log()
 
     def by_row(self) -> list[list[KeptGroup]]:
         """The groups dealt out to the rows of the batch whose placeholders they fill."""
@@ -444,7 +452,12 @@ class PrunedModel:
             (indices, len(group.rows), group.grid, group.kind)
             for group, (indices, _) in zip(divided, reduced, strict=True)
         ]
-        return ImageChoice(rows, whole[rows], groups)
+        if not self.pruner.proportional:
+            return ImageChoice(rows, whole[rows], groups)
+        stands = whole.new_ones(len(whole), dtype=torch.float32)
+        for group, (indices, members) in zip(divided, reduced, strict=True):
+            stands[group.rows[indices]] = standing_for(indices, members)
+        return ImageChoice(rows, whole[rows], groups, stands)
 
     def _require_merging(self) -> None:
         """Raises UnsupportedModelError where the model cannot be given means."""
@@ -698,6 +711,10 @@ def pruned_model(model: PreTrainedModel, pruner: Pruner, positions: str) -> Prun
         from gprune.hf.downsampling import DownsampledModel
 
         return DownsampledModel(model, pruner)
+    if pruner.proportional:
+        from gprune.hf.weighted import WeightedPrunedModel
+
+        return WeightedPrunedModel(model, pruner, positions)
     if family_of(model).cross_attention:
         from gprune.hf.cross import CrossPrunedModel
 

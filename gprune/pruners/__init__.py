@@ -9,7 +9,7 @@ from gprune.budget import Keep
 from gprune.pruners.base import Pruner, ScorePruner
 from gprune.pruners.baselines import L2NormPruner, RandomPruner, UniformGridPruner
 from gprune.pruners.cdpruner import CDPruner
-from gprune.pruners.cover import GraphCover
+from gprune.pruners.cover import GraphCover, WeightedCover
 from gprune.pruners.d2pruner import D2Pruner
 from gprune.pruners.decoder import DecoderPruner
 from gprune.pruners.diversity import DART, DivPrune
@@ -36,6 +36,7 @@ METHODS: dict[str, type[Pruner]] = {
     for method in (
         GPrune,
         GraphCover,
+        WeightedCover,
         DivPrune,
         DART,
         ToDRE,
@@ -130,6 +131,7 @@ __all__ = [
     "VidCom2",
     "VisPruner",
     "VisionZip",
+    "WeightedCover",
     "group_methods",
     "make",
     "methods",

@@ -48,6 +48,10 @@ class Pruner(ABC):
     # tokens inside the language model's ``decoder``, or the ``pixels`` before they are encoded.
     scope: ClassVar[str] = "group"
 
+    # Whether attention to a kept token is multiplied by how many tokens went into it, inside the
+    # language model (`gprune.hf.weighted`); for methods whose `partition` gives members.
+    proportional: ClassVar[bool] = False
+
     # What the method reads beside the features, of `gprune.tokens.SIGNALS`; inside a model just
     # these are computed.
     signals: ClassVar[tuple[str, ...]] = ()
@@ -311,6 +315,27 @@ def into_kept(kept: Tensor, target: Tensor) -> Tensor:
     members = place[target]
     members[kept] = place[kept]
     return members
+
+
+def standing_for(kept: Tensor, members: Tensor | None) -> Tensor:
+    """How many tokens each kept one stands for, itself included, float32 [k].
+
+    Args:
+        kept: int64 [k].
+        members: see `Pruner.partition`; None where dropped tokens leave nothing behind.
+
+    Raises:
+        ValueError: tokens go into several kept ones by weights.
+    """
+    if members is None:
+        return torch.ones_like(kept, dtype=torch.float32)
+    if members.is_floating_point():
+        raise ValueError(
+            "members are weights: a token that goes into several kept ones is in none's number"
+        )
+    counts = torch.zeros_like(kept, dtype=torch.float32)
+    # Whole numbers: their sum is the same in any order.
+    return counts.index_add(0, members.clamp(min=0), (members >= 0).float())
 
 
 def merged(features: Tensor, members: Tensor, k: int) -> Tensor:

@@ -63,8 +63,8 @@ def decode(numbers: Sequence[int]) -> dict[str, Budget]:
 
 
 def needs_features_only(method: type[Pruner]) -> bool:
-    """Whether a method chooses from the projected features of one group and reads nothing else."""
-    return method.scope == "group" and not method.signals
+    """Whether a method chooses from the projected features of one group and needs nothing else."""
+    return method.scope == "group" and not method.signals and not method.proportional
 
 
 def served_methods() -> list[str]:

@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import LlavaForConditionalGeneration
 
 from gprune.pruners import Pruner
+from gprune.pruners.base import merged, standing_for
 from gprune.tinyvlm import easyvqa
 from gprune.tinyvlm.packing import answered, pack, said
 from gprune.tinyvlm.scenes import GRID, QUESTION_TYPES, Question, make_scene
@@ -133,21 +134,34 @@ def score(
     grid = grid_of(model)
     outcomes: list[list[bool]] = []
     for batch in encoded or encode(model, samples):
-        if pruner is None:
-            kept = [(torch.arange(len(one)), one.features) for one in batch.tokens]
-        else:
-            kept = [pruner.reduce(one) for one in batch.tokens]
+        kept = [reduced(one, pruner) for one in batch.tokens]
         found: dict[int, list[bool]] = {}
         # Pictures with as many tokens go together; with a fixed budget, all of them.
-        for count in sorted({len(x) for _, x in kept}):
-            rows = [row for row, (_, x) in enumerate(kept) if len(x) == count]
+        for count in sorted({len(places) for places, _, _ in kept}):
+            rows = [row for row, (places, _, _) in enumerate(kept) if len(places) == count]
             packed = pack([batch.questions[row] for row in rows], tokenizer, grid**2)
-            few = torch.stack([kept[row][1] for row in rows])
-            places = torch.stack([kept[row][0] for row in rows])
-            right = answered(said(model, few, packed, places), packed, tokenizer)
+            parts = zip(*(kept[row] for row in rows), strict=True)
+            places, few, stands = (torch.stack(part) for part in parts)
+            right = answered(said(model, few, packed, places, stands), packed, tokenizer)
             found.update(zip(rows, right, strict=True))
         outcomes += [found[row] for row in range(len(kept))]
     return outcomes
+
+
+def reduced(tokens: VisualTokens, pruner: Pruner | None) -> tuple[Tensor, Tensor, Tensor]:
+    """What reaches the language model of one picture.
+
+    Returns:
+        the kept tokens, int64 [k]; their features, [k, d]; and how many tokens each counts for in
+        attention, [k].
+    """
+    if pruner is None:
+        every = torch.arange(len(tokens))
+        return every, tokens.features, torch.ones(len(tokens))
+    kept, members = pruner.reduce_groups([tokens])[0]
+    features = tokens.features
+    few = features[kept] if members is None else merged(features, members, len(kept))
+    return kept, few, standing_for(kept, members if pruner.proportional else None)
 
 
 def by_type(samples: Sequence[Sample], outcomes: Sequence[Sequence[bool]]) -> dict[str, list[bool]]:

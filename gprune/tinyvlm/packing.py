@@ -91,6 +91,7 @@ def packed_logits(
     features: Tensor,
     packed: PackedQuestions,
     places: Tensor | None = None,
+    stands: Tensor | None = None,
 ) -> Tensor:
     """Logits of the text tokens, [b, L, vocabulary].
 
@@ -98,6 +99,7 @@ def packed_logits(
         features: projected visual features, [b, n, d].
         packed: the questions.
         places: original index of each visual token where some were pruned, [b, n].
+        stands: how many tokens each visual one counts for in attention, [b, n]; one by default.
     """
     b, n, _ = features.shape
     language = model.model.language_model
@@ -114,6 +116,8 @@ def packed_logits(
     seen = causal & (same | (segment == 0)[:, None, :])
     # An additive float mask: a bool mask takes a slower path on CPU.
     mask = torch.zeros(b, 1, total, total, dtype=embeds.dtype, device=features.device)
+    if stands is not None:
+        mask[..., 1 : 1 + n] = stands.log()[:, None, None]
     mask.masked_fill_(~seen[:, None], torch.finfo(embeds.dtype).min)
     if places is None:
         places = torch.arange(n, device=features.device).expand(b, -1)
@@ -129,6 +133,7 @@ def said(
     features: Tensor,
     packed: PackedQuestions,
     places: Tensor | None = None,
+    stands: Tensor | None = None,
 ) -> Tensor:
     """The token that greedy decoding gives at every position of an answer, [b, L].
 
@@ -141,8 +146,9 @@ def said(
         features: projected visual features, [b, n, d].
         packed: the questions.
         places: original index of each visual token where some were pruned, [b, n].
+        stands: how many tokens each visual one counts for in attention, [b, n]; one by default.
     """
-    given = packed_logits(model, features, packed, places).argmax(-1)
+    given = packed_logits(model, features, packed, places, stands).argmax(-1)
     boxes = torch.zeros_like(packed.ids, dtype=torch.bool)
     for row, asked in enumerate(packed.questions):
         for segment, question in enumerate(asked):
@@ -154,11 +160,11 @@ def said(
         return given
     # What the model says of a missed box is read again, without the other questions.
     part, columns, real = _only(packed, rows, boxes)
-    seen = None if places is None else places[rows]
+    seen, counts = (None if values is None else values[rows] for values in (places, stands))
     read = (part.labels != IGNORED)[:, 1:] & (part.labels != IGNORED)[:, :-1]
     read &= part.segments[:, 1:] == part.segments[:, :-1]
     while True:
-        again = packed_logits(model, features[rows], part, seen).argmax(-1)
+        again = packed_logits(model, features[rows], part, seen, counts).argmax(-1)
         following = part.ids.clone()
         following[:, 1:] = torch.where(read, again[:, :-1], part.ids[:, 1:])
         if torch.equal(following, part.ids):

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gprune import Pruner, VisualTokens
+from gprune.hf.families import family_of
 from tests.hf.models import BOS, BREAK, IMAGE, PAD, Image, Noise, Specimen
 
 STEPS = 4
@@ -134,6 +136,37 @@ def add_video(specimen: Specimen, model: Any, batch: Batch) -> tuple[Batch, int]
     longer.inputs |= video | specimen.token_types(ids, video=True)
     longer.video = video
     return longer, frames
+
+
+@torch.no_grad()
+def merged_outputs(model: Any, batch: Batch, pruner: Pruner) -> tuple[Any, list[Tensor]]:
+    """What a merging method makes of a batch's images, at full length.
+
+    Returns:
+        the encoder's output with means in the place of kept features, and for each image how many
+        tokens each of its rows stands for, [n].
+    """
+    adapter = family_of(model)
+    encoded = model.base_model.get_image_features(**batch.pixels, return_dict=True)
+    images, counts = [], []
+    for number, features in enumerate(adapter.features(model, encoded)):
+        grid = None
+        if adapter.multimodal_positions:
+            grid = tuple(
+                (batch.pixels["image_grid_thw"][number] // torch.tensor([1, 2, 2])).tolist()
+            )
+        whole, stands = features.clone(), torch.ones(len(features))
+        for group in adapter.groups(model, "image", features, grid):
+            tokens = VisualTokens(features[group.rows], grid=group.grid, kind=group.kind)
+            indices, means = pruner.reduce(tokens)
+            whole[group.rows[indices]] = means
+            (_, members), *_ = pruner.reduce_groups([tokens])
+            for place, index in enumerate(indices.tolist()):
+                stands[group.rows[index]] = sum(into == place for into in members.tolist())
+        images.append(whole)
+        counts.append(stands)
+    everything = [torch.arange(len(image)) for image in images]
+    return adapter.shorten(encoded, everything, images), counts
 
 
 @torch.no_grad()

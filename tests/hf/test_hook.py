@@ -32,6 +32,7 @@ from tests.hf.batches import (
     finish_batch,
     make_batch,
     masked_greedy,
+    merged_outputs,
     noise,
     shortened_greedy,
 )
@@ -266,24 +267,7 @@ def test_merged_features_reach_the_language_model(name, pruner):
     with pruner(model) as pruned:
         output = model.generate(**batch.inputs, **GREEDY)
         kept_mask = pruned.kept_mask
-    adapter = family_of(model)
-    with torch.no_grad():
-        encoded = model.base_model.get_image_features(**batch.pixels, return_dict=True)
-    images = []
-    for number, features in enumerate(adapter.features(model, encoded)):
-        grid = None
-        if adapter.multimodal_positions:
-            grid = tuple(
-                (batch.pixels["image_grid_thw"][number] // torch.tensor([1, 2, 2])).tolist()
-            )
-        whole = features.clone()
-        for group in adapter.groups(model, "image", features, grid):
-            tokens = VisualTokens(features[group.rows], grid=group.grid, kind=group.kind)
-            indices, means = pruner.reduce(tokens)
-            whole[group.rows[indices]] = means
-        images.append(whole)
-    everything = [torch.arange(len(image)) for image in images]
-    given = adapter.shorten(encoded, everything, images)
+    given, _ = merged_outputs(model, batch, pruner)
     real = batch.inputs["attention_mask"]
     inputs = {**batch.text, "attention_mask": real * kept_mask}
     inputs["position_ids"] = batch.positions(model)

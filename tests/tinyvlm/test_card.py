@@ -9,6 +9,7 @@ import pytest
 
 from gprune.tinyvlm import card, load
 from gprune.tinyvlm.accuracy import held_out, score
+from gprune.tinyvlm.model import SHIPPED as NAMES
 from gprune.tinyvlm.model import checkpoint_folder
 from gprune.tinyvlm.train import Recipe
 
@@ -20,10 +21,12 @@ def accuracy():
     return card.measure(load()[0], scenes=12, easy_vqa=3)
 
 
-def test_checksums_of_the_shipped_checkpoint():
+@pytest.mark.parametrize("name", NAMES)
+def test_checksums_of_the_shipped_checkpoints(name):
     """In the format of the command sha256sum."""
-    stored = dict(line.split("  ")[::-1] for line in (SHIPPED / card.SUMS).read_text().splitlines())
-    assert stored == card.sums_of(SHIPPED)
+    folder = checkpoint_folder(name)
+    stored = dict(line.split("  ")[::-1] for line in (folder / card.SUMS).read_text().splitlines())
+    assert stored == card.sums_of(folder)
     assert {"model.safetensors", "config.json", card.CARD, card.LOG} < stored.keys()
 
 

@@ -307,7 +307,7 @@ def test_a_box_is_read_as_the_model_says_it(monkeypatch):
     question = Question("box", "where is the red circle?", "left4 top6 right9 bottom12")
     other = Question("count", "how many shapes are there?", "3")
 
-    def fake(model, features, packed, places=None):
+    def fake(model, features, packed, places=None, stands=None):
         logits = torch.zeros(*packed.ids.shape, len(tokenizer))
         for row, column in (packed.labels != IGNORED).nonzero().tolist():
             read = int(packed.ids[row, column])

@@ -1,0 +1,231 @@
+"""Kept tokens that count for several: against a full-length model whose mask adds logarithms."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch.nn.functional import scaled_dot_product_attention
+
+from gprune import GraphCover, WeightedCover
+from gprune.errors import UnsupportedModelError
+from gprune.hf.weighted import FAMILIES, causal, weighted
+from gprune.pruners.base import standing_for
+from gprune.serving.settings import served_methods
+from tests.hf.batches import GREEDY, STEPS, make_batch, merged_outputs
+from tests.hf.models import IMAGE, SPECIMENS
+
+LAYOUTS = [[1], [2, 0, 1]]
+
+
+# Pixtral comes in LLaVA's class.
+@pytest.fixture(scope="module", params=[*FAMILIES, "pixtral"])
+def family(request):
+    return SPECIMENS[request.param]
+
+
+@pytest.fixture(scope="module")
+def model(family):
+    return family.build()
+
+
+@torch.no_grad()
+def full_length(model, batch, kept_mask, pruner, steps):
+    """Greedy decoding of the full-length model, without a cache and without a hook.
+
+    Its 4-D mask hides what was dropped and adds the logarithm of what each key stands for.
+    """
+    ids = batch.inputs["input_ids"]
+    outputs, counts = merged_outputs(model, batch, pruner)
+    bias = torch.zeros(ids.shape)
+    bias[ids == IMAGE] = torch.cat(counts).log()
+    visible = batch.inputs["attention_mask"].bool() & kept_mask
+    positions, types = batch.positions(model), batch.specimen.token_types(ids)
+    chosen, logits = [], []
+    for _ in range(steps):
+        seen = visible[:, None, None] & torch.ones(2 * ids.shape[1:], dtype=torch.bool).tril()
+        mask = torch.where(seen, bias[:, None, None], torch.finfo(torch.float32).min)
+        last = model(
+            input_ids=ids,
+            attention_mask=mask,
+            position_ids=positions,
+            mm_encoder_outputs={"image": outputs},
+            use_cache=False,
+            **types,
+        ).logits[:, -1]
+        token = last.argmax(-1, keepdim=True)
+        chosen.append(token)
+        logits.append(last)
+        ids = torch.cat([ids, token], 1)
+        bias = torch.cat([bias, torch.zeros(token.shape)], 1)
+        visible = torch.cat([visible, torch.ones_like(token, dtype=torch.bool)], 1)
+        positions = torch.cat([positions, positions[..., -1:] + 1], -1)
+        new = torch.full_like(token, batch.specimen.generated_type)
+        types = {name: torch.cat([values, new], 1) for name, values in types.items()}
+    return torch.cat(chosen, 1), torch.stack(logits, 1)
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("keep", [0.36, 2])
+@pytest.mark.parametrize("images", LAYOUTS)
+def test_equals_the_full_length_model_with_weighted_keys(family, images, keep, attention):
+    model = family.build(attention=attention)
+    batch = make_batch(family, model, images, seed=3)
+    pruner = WeightedCover(keep, place=0)  # the reference does not know every family's grids
+    with pruner(model) as pruned:
+        output = model.generate(**batch.inputs, **GREEDY)
+        kept_mask = pruned.kept_mask
+    tokens, logits = full_length(model, batch, kept_mask, pruner, STEPS)
+    width = batch.inputs["input_ids"].shape[1]
+    assert torch.equal(output.sequences[:, width:], tokens)
+    assert torch.stack(output.logits, 1).sub(logits).abs().max() <= 1e-5
+    with GraphCover(keep, place=0, merge=True)(model):
+        unweighted = model.generate(**batch.inputs, **GREEDY)
+    assert (unweighted.logits[0] - output.logits[0]).abs().max() > 1e-4  # else nothing was tested
+
+
+@pytest.mark.parametrize("images", LAYOUTS)
+def test_without_cache_and_with_a_static_one_is_the_same(family, model, images):
+    batch = make_batch(family, model, images, seed=2)
+    with WeightedCover(0.3)(model):
+        cached = model.generate(**batch.inputs, **GREEDY)
+        others = [
+            model.generate(**batch.inputs, **GREEDY, use_cache=False),
+            model.generate(**batch.inputs, **GREEDY, cache_implementation="static"),
+        ]
+    for other in others:
+        assert torch.equal(cached.sequences, other.sequences)
+        for one, two in zip(cached.logits, other.logits, strict=True):
+            assert (one - two).abs().max() <= 1e-5
+
+
+def test_beams_equal_their_own_runs_without_cache(family, model):
+    batch = make_batch(family, model, [1, 1] if family.beams else [1], seed=4)
+    options = {"num_beams": 3, "num_return_sequences": 3, "max_new_tokens": STEPS}
+    with WeightedCover(0.3)(model):
+        cached = model.generate(**batch.inputs, **options)
+        uncached = model.generate(**batch.inputs, **options, use_cache=False)
+    assert torch.equal(cached, uncached)
+
+
+def test_nothing_dropped_changes_nothing(family, model):
+    batch = make_batch(family, model, [2, 1])
+    with torch.no_grad():
+        untouched = model(**batch.inputs).logits
+        with WeightedCover(1.0)(model):
+            through = model(**batch.inputs).logits
+        again = model(**batch.inputs).logits
+    assert torch.equal(untouched, through)
+    assert torch.equal(untouched, again)
+    for layer in model.get_decoder().layers:
+        assert not layer.self_attn._forward_pre_hooks
+
+
+@pytest.mark.parametrize("name", ["llava", "qwen2_5_vl"])
+def test_a_second_turn_still_weighs_what_came_before(name):
+    """Text after a pruned prefill, token by token and at once; copies of the cache; a crop."""
+    family = SPECIMENS[name]
+    model = family.build()
+    batch = make_batch(family, model, [1], seed=1)
+    more = torch.randint(4, 9, (1, 5), generator=torch.Generator().manual_seed(0))
+    pruner = WeightedCover(0.3)
+
+    def turn(cache, ids):
+        with torch.no_grad():
+            return model(input_ids=ids, past_key_values=cache).logits
+
+    with pruner(model) as pruned, torch.no_grad():
+        cache = model(**batch.inputs).past_key_values
+        kept_mask = pruned.kept_mask
+        twin = copy.deepcopy(cache)
+        at_once = turn(cache, more)[:, -1]
+        for place in range(5):
+            one_by_one = turn(twin, more[:, place : place + 1])[:, -1]
+        twin.crop(-2)
+        again = turn(twin, more[:, 3:])[:, -1]
+    assert (at_once - one_by_one).abs().max() <= 1e-5
+    assert (at_once - again).abs().max() <= 1e-5
+    ids = torch.cat([batch.inputs["input_ids"], more], 1)
+    longer = copy.copy(batch)
+    longer.inputs = {
+        **batch.inputs,
+        "input_ids": ids,
+        "attention_mask": torch.ones_like(ids),
+        **family.token_types(ids),
+    }
+    seen = torch.cat([kept_mask, torch.ones_like(more, dtype=torch.bool)], 1)
+    _, logits = full_length(model, longer, seen, pruner, 1)
+    assert (at_once - logits[:, 0]).abs().max() <= 1e-5
+
+
+def test_keys_weigh_as_if_they_occurred_so_often():
+    generator = torch.Generator().manual_seed(0)
+    queries, keys, values = torch.randn(3, 2, 4, 9, 8, generator=generator)
+    counts = torch.tensor([[3, 1, 1, 5, 2, 1, 1, 1, 1], [1, 1, 4, 1, 1, 2, 1, 1, 7]])
+    mask = torch.ones(9, 9, dtype=torch.bool)[None, None]
+    made = weighted(mask, counts.log(), torch.float32)
+    found = scaled_dot_product_attention(queries, keys, values, attn_mask=made)
+    for row, own in enumerate(counts):
+        often = [x[row].repeat_interleave(own, 1) for x in (keys, values)]
+        expected = scaled_dot_product_attention(queries[row], *often)
+        assert torch.allclose(found[row], expected, atol=1e-6)
+
+
+def test_masks_of_every_kind_become_one():
+    bias = torch.tensor([[0.0, 1.0, 2.0, 0.0]])
+    left_out = weighted(causal(bias, 2, None), bias, torch.float32)[0, 0]
+    least = torch.finfo(torch.float32).min
+    assert left_out[0].tolist() == [0, 1, 2, least]
+    assert left_out[1].tolist() == [0, 1, 2, 0]
+    static = torch.tensor([[[[True, True, True, True, False, False]]]])
+    assert weighted(static, bias, torch.float32)[0, 0].tolist() == [[0, 1, 2, 0, least, least]]
+    additive = torch.tensor([[[[0.0, 0.0, -3.0, 0.0]]]])
+    assert weighted(additive, bias, torch.float32)[0, 0].tolist() == [[0, 1, -1, 0]]
+    assert weighted(static, bias, torch.bfloat16).dtype == torch.bfloat16
+
+
+def test_what_a_token_stands_for():
+    kept = torch.tensor([1, 4])
+    assert standing_for(kept, torch.tensor([0, 0, 1, -1, 1, 1])).tolist() == [2, 3]
+    assert standing_for(kept, None).tolist() == [1, 1]
+    with pytest.raises(ValueError, match="members are weights"):
+        standing_for(kept, torch.ones(2, 6))
+
+
+@pytest.mark.parametrize("name", ["gemma3", "aya_vision", "paligemma"])
+def test_models_with_other_layers_are_refused(name):
+    model = SPECIMENS[name].build()
+    with pytest.raises(UnsupportedModelError, match="weighted_cover"), WeightedCover(0.5)(model):
+        pass
+
+
+def test_attention_without_a_mask_is_refused(model):
+    config = model.config.get_text_config()
+    config._attn_implementation_internal, before = "flash_attention_2", config._attn_implementation
+    try:
+        with (
+            pytest.raises(UnsupportedModelError, match="attn_implementation='sdpa'"),
+            WeightedCover(0.5)(model),
+        ):
+            pass
+    finally:
+        config._attn_implementation_internal = before
+
+
+def test_a_mask_in_four_dimensions_is_refused_after_a_pruned_prefill():
+    family = SPECIMENS["llava"]
+    model = family.build()
+    batch = make_batch(family, model, [1])
+    with WeightedCover(0.5)(model), torch.no_grad():
+        cache = model(**batch.inputs).past_key_values
+        mask = torch.zeros(1, 1, 1, cache.get_seq_length() + 1)
+        with pytest.raises(ValueError, match="attention_mask must be a 2-D tensor"):
+            model(input_ids=torch.tensor([[5]]), past_key_values=cache, attention_mask=mask)
+
+
+def test_it_always_merges_and_is_not_served():
+    with pytest.raises(ValueError, match="merge=False leaves a kept token nothing"):
+        WeightedCover(0.5, merge=False)
+    assert "weighted_cover" not in served_methods()
+    assert "graph_cover" in served_methods()
