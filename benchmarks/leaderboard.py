@@ -51,10 +51,10 @@ WHY = """\
 Why: G-Prune keeps the tokens with the most information for each edge that they have in the graph.
 Tokens without similar ones come first, then clusters, the smallest first, so the largest plain
 regions can lose every token, while random selection thins all regions alike. What is small and
-distinct survives; questions about what is large and plain lose their subject. Counting suffers
-with them, presumably because this model counts by the share of the picture that shapes fill; that
-was not measured. The less is kept, the more regions are gone. [GraphCover](methods/graph_cover.md)
-is our answer to that.
+distinct survives; questions about what is large and plain lose their subject. The less is kept, the
+more regions are gone. [GraphCover](methods/graph_cover.md) is our answer to that. Counting suffers
+with every method whose tokens do not count for what they stand for, see
+[WeightedCover](methods/weighted_cover.md).
 """
 
 

@@ -1,5 +1,5 @@
 """What mkdocs cannot read from its settings: a page for every method, made from its docstring, and
-the card of the shipped model.
+the cards of the shipped models.
 
 A method is found in the source, without importing it: a class in gprune/pruners with a `name`. The
 page shows its docstring, and its row of the leaderboard. A page of the same name that
@@ -16,8 +16,14 @@ from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).parents[1]
 LEADERBOARD = ROOT / "docs" / "leaderboard.md"
-# The model's card lies beside its weights.
-CARDS = {"tiny_card.md": ROOT / "gprune" / "tinyvlm" / "checkpoint" / "README.md"}
+# A model's card lies beside its weights.
+CARDS = {
+    page: ROOT / "gprune" / "tinyvlm" / folder / "README.md"
+    for page, folder in (
+        ("tiny_card.md", "checkpoint"),
+        ("tiny_siglip_card.md", "checkpoint_siglip"),
+    )
+}
 
 
 def methods() -> dict[str, tuple[str, str]]:
@@ -86,7 +92,7 @@ def exists(entry: dict[str, str]) -> bool:
 
 
 def on_files(files: Files, config: Any) -> Files:
-    """Puts the methods' pages and the card where mkdocs looks for them."""
+    """Puts the methods' pages and the cards where mkdocs looks for them."""
     for path, card in CARDS.items():
         _, _, content = card.read_text().split("---\n", 2)  # its settings come first
         files.append(File.generated(config, path, content=content))

@@ -138,6 +138,18 @@ def sums_of(folder: Path) -> dict[str, str]:
     return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
 
 
+def options_of(recipe: dict[str, Any]) -> str:
+    """The options of the training command that a recipe was given by."""
+    options = {"tower": recipe["architecture"]["tower"], "seed": recipe["seed"]}
+    if recipe["objective"] != "patches":
+        options["objective"] = recipe["objective"]
+    if recipe["language"] is not None:
+        # What is taught of a language model that is there already is a matter of its own.
+        names = ("language", "patch_steps", "answer_steps", "answer_rate")
+        options |= {name: recipe[name] for name in names}
+    return "".join(f" --{name.replace('_', '-')} {value}" for name, value in options.items())
+
+
 def text_of(
     recipe: dict[str, Any],
     records: Sequence[dict[str, Any]],
@@ -160,6 +172,13 @@ def text_of(
         for low, high in [accuracy.intervals[kind]]
     )
     grid = architecture["grid"]
+    taught = {
+        "patches": "to tell its patches apart in words",
+        "captions": "to tell regions and whole pictures apart in phrases",
+    }[recipe["objective"]]
+    language = "from scratch"
+    if recipe["language"] is not None:
+        language = f"began with that of {recipe['language']}, tower and projector from scratch"
     return f"""---
 license: apache-2.0
 library_name: transformers
@@ -168,9 +187,9 @@ pipeline_tag: image-text-to-text
 
 # gprune's tiny VLM, {architecture["tower"]}
 
-A small LLaVA in transformers' own classes, trained from scratch by the library gprune (`python -m
-gprune.tinyvlm.train --tower {architecture["tower"]} --seed {recipe["seed"]}`) to measure what
-pruning visual tokens does to answers. It is no model for any other use.
+A small LLaVA in transformers' own classes, trained by the library gprune (`python -m
+gprune.tinyvlm.train{options_of(recipe)}`) to measure what pruning visual tokens does to answers. It
+is no model for any other use.
 
 - **Architecture**: {architecture["tower"]} vision tower of width {architecture["vision_width"]} and
   {architecture["vision_layers"]} layers on {8 * grid} x {8 * grid} pixels in patches of 8, so
@@ -179,6 +198,7 @@ pruning visual tokens does to answers. It is no model for any other use.
 - **Data**: scenes that gprune generates (`gprune.tinyvlm.scenes`: coloured shapes, letters and
   digits on two background halves; splits by seed) and the training split of easy-VQA (Victor Zhou,
   MIT).
+- **Language model**: {language}.
 - **Licence**: Apache-2.0.
 
 ## Training
@@ -205,8 +225,7 @@ pruning costs if it reaches {OTHERS_GATE:.0f}%, relation and box {GATE["box"]:.0
 ## Limits
 
 It knows {len(accuracy.full)} types of question in fixed wordings, eight shapes, ten colours and
-three signs at a time, on drawings. Its vision tower was taught to tell its patches apart in words,
-and its attention to look up what a question names, which large models learn from far more data; so
-its features have a geometry of their own, and a ranking of pruning methods on it is a lead for
-other models, not a law.
+three signs at a time, on drawings. Its vision tower was taught {taught}, and its attention to look
+up what a question names, which large models learn from far more data; so its features have a
+geometry of their own, and a ranking of pruning methods on it is a lead for other models, not a law.
 """

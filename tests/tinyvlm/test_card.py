@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from gprune.tinyvlm import card, load
 from gprune.tinyvlm.accuracy import held_out, score
 from gprune.tinyvlm.model import SHIPPED as NAMES
 from gprune.tinyvlm.model import checkpoint_folder
 from gprune.tinyvlm.train import Recipe
+from gprune.tinyvlm.train import app as train
 
 SHIPPED = checkpoint_folder()
 
@@ -84,3 +87,21 @@ def test_a_card_says_what_was_measured(accuracy, tmp_path):
         assert row.endswith("| yes |" if kind in accuracy.passed else "| no |")
     assert (out / card.LOG).read_text() == log.read_text()
     assert set(card.sums_of(out)) == {card.CARD, card.LOG, "recipe.json"}
+
+
+def test_a_card_names_the_command_that_trains_the_model():
+    recipe = json.loads((SHIPPED / "recipe.json").read_text())
+    assert card.options_of(recipe) == " --tower clip --seed 0"
+    recipe |= {"language": "tinyvlm", "objective": "captions", "answer_rate": 5e-4}
+    words = card.options_of(recipe).split()
+    given = dict(zip(words[::2], words[1::2], strict=True))
+    assert given["--language"] == "tinyvlm"
+    assert given["--objective"] == "captions"
+    options = CliRunner().invoke(train, ["--help"], env={"COLUMNS": "200"}).output
+    assert all(name in options for name in given)
+    makefile = (Path(__file__).parents[2] / "Makefile").read_text()
+    siglip = json.loads((checkpoint_folder("tinyvlm-siglip") / "recipe.json").read_text())
+    words = card.options_of(siglip).split()
+    command = " ".join(makefile.split("train-siglip: ")[1].split("\n\n")[0].split())
+    for name, value in zip(words[::2], words[1::2], strict=True):
+        assert f"{name} {value}" in command.replace("5e-4", "0.0005")

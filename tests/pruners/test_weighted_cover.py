@@ -1,0 +1,66 @@
+"""WeightedCover: GraphCover's tokens, and everything dropped is counted once."""
+
+from __future__ import annotations
+
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gprune import GraphCover, VisualTokens, WeightedCover, kept_count
+from gprune.pruners.base import standing_for
+from gprune.tinyvlm import load, make_scene
+from gprune.tinyvlm.accuracy import Sample, score
+
+
+@st.composite
+def groups(draw):
+    rows, columns = draw(st.integers(1, 7)), draw(st.integers(1, 7))
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 999)))
+    centres = torch.randn(draw(st.integers(1, 5)), 6, generator=generator)
+    which = torch.randint(len(centres), (rows * columns,), generator=generator)
+    spread = draw(st.sampled_from([0.0, 0.1, 1.0]))
+    features = centres[which] + spread * torch.randn(rows * columns, 6, generator=generator)
+    protected = None
+    if draw(st.booleans()):
+        protected = torch.rand(rows * columns, generator=generator) < 0.2
+    return VisualTokens(features, grid=(rows, columns), protected=protected)
+
+
+@given(groups(), st.sampled_from([0.1, 0.36, 0.9, 1.0, 1, 3]))
+def test_the_tokens_are_graph_covers_and_stand_for_all(tokens, keep):
+    kept, members = WeightedCover(keep).reduce_groups([tokens])[0]
+    assert torch.equal(kept, GraphCover(keep).select(tokens))
+    stands = standing_for(kept, members)
+    assert stands.sum() == len(tokens)
+    assert (stands >= 1).all()
+    if tokens.protected is None:
+        assert len(kept) == kept_count(len(tokens), keep)
+        distance = GraphCover(1).distance(tokens)
+        for token, into in enumerate(members.tolist()):
+            own = distance[token, kept]
+            assert own[into] == own.min() or kept[into] == token
+    else:
+        assert (stands[torch.isin(kept, tokens.protected.nonzero()[:, 0])] == 1).all()
+
+
+def test_packed_scoring_is_what_generate_answers():
+    """In one pass with weights in the mask, and one by one through the hook."""
+    model, processor = load()
+    pruner = WeightedCover(0.06)
+    scenes = [make_scene("test", 0, index) for index in range(3)]
+    samples = [Sample(scene.draw(), scene.ask()) for scene in scenes]
+    outcomes = score(model, samples, pruner)
+    seen = set()
+    for sample, results in zip(samples, outcomes, strict=True):
+        for question, good in zip(sample.questions, results, strict=True):
+            inputs = processor(
+                images=[sample.image], text=[f"<image>{question.question}"], return_tensors="pt"
+            )
+            with pruner(model), torch.no_grad():
+                ids = model.generate(**inputs, do_sample=False, max_new_tokens=8)
+            new = ids[0, inputs["input_ids"].shape[1] :]
+            said = processor.decode(new, skip_special_tokens=True)
+            if question.kind != "box":  # which may differ and be right
+                assert good == (said == question.answer), question
+                seen.add(good)
+    assert seen == {True, False}
