@@ -30,7 +30,8 @@ from gprune import (
     make,
 )
 from gprune.asking import quiet_transformers
-from gprune.pruners.base import MergingPruner, into_kept
+from gprune.pruners.base import MergingPruner
+from gprune.pruners.cover import into_nearest
 from gprune.tinyvlm import load
 from gprune.tinyvlm.accuracy import TYPES, encode, grid_of, held_out, score
 
@@ -53,7 +54,8 @@ class Counted(MergingPruner):
 
     def partition(self, tokens: VisualTokens, k: int) -> tuple[Tensor, Tensor | None]:
         kept = make(self.method, keep=k).select(tokens)
-        return kept, into_kept(kept, kept[GraphCover(k).distance(tokens)[kept].argmin(0)])
+        distance, _ = GraphCover(k).joint(tokens)
+        return kept, into_nearest(distance, kept)
 
 
 def variants(keep: float, others: Sequence[VisualTokens]) -> dict[str, Pruner]:

@@ -41,6 +41,7 @@ from gprune.pruners import (
     VisPruner,
     VLMPruner,
     WeightedCover,
+    WeightedGPrune,
     make,
     methods,
 )
@@ -87,6 +88,7 @@ __all__ = [
     "VisionZip",
     "VisualTokens",
     "WeightedCover",
+    "WeightedGPrune",
     "__version__",
     "families",
     "kept_count",

@@ -9,7 +9,7 @@ from gprune.budget import Keep
 from gprune.pruners.base import Pruner, ScorePruner
 from gprune.pruners.baselines import L2NormPruner, RandomPruner, UniformGridPruner
 from gprune.pruners.cdpruner import CDPruner
-from gprune.pruners.cover import GraphCover, WeightedCover
+from gprune.pruners.cover import GraphCover
 from gprune.pruners.d2pruner import D2Pruner
 from gprune.pruners.decoder import DecoderPruner
 from gprune.pruners.diversity import DART, DivPrune
@@ -30,6 +30,7 @@ from gprune.pruners.video import EVS, VidCom2
 from gprune.pruners.visionzip import VisionZip
 from gprune.pruners.vispruner import VisPruner
 from gprune.pruners.vlm_pruner import VLMPruner
+from gprune.pruners.weighted import WeightedCover, WeightedGPrune
 
 METHODS: dict[str, type[Pruner]] = {
     method.name: method
@@ -37,6 +38,7 @@ METHODS: dict[str, type[Pruner]] = {
         GPrune,
         GraphCover,
         WeightedCover,
+        WeightedGPrune,
         DivPrune,
         DART,
         ToDRE,
@@ -132,6 +134,7 @@ __all__ = [
     "VisPruner",
     "VisionZip",
     "WeightedCover",
+    "WeightedGPrune",
     "group_methods",
     "make",
     "methods",

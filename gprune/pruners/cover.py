@@ -87,50 +87,21 @@ class GraphCover(MergingPruner):
     def partition(self, tokens: VisualTokens, k: int) -> tuple[Tensor, Tensor | None]:
         distance, order = self.centres(tokens, k)
         kept = order.sort().values
-        if not self.merge:
-            return kept, None
-        if isinstance(distance, Tensor):
-            members = distance[kept].argmin(0)  # [n], the first of several
-        else:
-            members = distance.nearest(kept)
-        members[kept] = torch.arange(k, device=kept.device)  # a copy does not go into its twin
-        return kept, members
+        return kept, into_nearest(distance, kept) if self.merge else None
 
 
-@dataclass(frozen=True)
-class WeightedCover(GraphCover):
-    """`GraphCover` whose tokens count for as many as they stand for. A method of this project.
+def into_nearest(distance: Tensor | JointRows, kept: Tensor) -> Tensor:
+    """The members, see `Pruner.partition`, where a dropped token goes into the nearest kept one.
 
-    The tokens are those of `GraphCover`. Every dropped token is averaged into the kept one nearest
-    to it, and inside the language model attention to a kept token is multiplied by the number s of
-    tokens that are in it: softmax(QKᵀ/√d + log s), the proportional attention of ToMe (Bolya et
-    al., ICLR 2023, arXiv 2210.09461, equation 1), here where the tokens are read. Without it a
-    large region that is covered by few tokens has few votes, and what a model does by shares of
-    attention, such as counting, goes wrong.
-
-    It needs attention that takes an additive mask: SDPA or eager, in transformers. Where features
-    alone can be handed on, as in vLLM, take `GraphCover`.
-
-    Attributes:
-        keep: retention ratio in (0, 1], or a count >= 1 (see `Pruner`).
-        place: weight of where tokens lie against what they show, >= 0.
-        merge: always true: what counts for others is their mean.
-
-    Raises:
-        ValueError: ``place`` is negative or not finite, or ``merge`` is false.
+    Args:
+        distance: what `GraphCover.joint` gives.
+        kept: int64 [k], ascending; of several as near the first.
     """
-
-    merge: bool = True
-
-    name: ClassVar[str] = "weighted_cover"
-    proportional: ClassVar[bool] = True
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not self.merge:
-            raise ValueError(
-                "merge=False leaves a kept token nothing to stand for; take graph_cover"
-            )
+    members = (  # [n]
+        distance.nearest(kept) if isinstance(distance, JointRows) else distance[kept].argmin(0)
+    )
+    members[kept] = torch.arange(len(kept), device=kept.device)  # a copy stays out of its twin
+    return members
 
 
 def over_mean(values: Tensor, least: float) -> Tensor:

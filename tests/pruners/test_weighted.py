@@ -1,4 +1,4 @@
-"""WeightedCover: GraphCover's tokens, and everything dropped is counted once."""
+"""Weighted methods keep the tokens of those they come from, and count everything dropped once."""
 
 from __future__ import annotations
 
@@ -6,7 +6,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gprune import GraphCover, VisualTokens, WeightedCover, kept_count
+from gprune import (
+    GPrune,
+    GraphCover,
+    VisualTokens,
+    WeightedCover,
+    WeightedGPrune,
+    kept_count,
+)
 from gprune.pruners.base import standing_for
 from gprune.tinyvlm import load, make_scene
 from gprune.tinyvlm.accuracy import Sample, score
@@ -26,10 +33,15 @@ def groups(draw):
     return VisualTokens(features, grid=(rows, columns), protected=protected)
 
 
-@given(groups(), st.sampled_from([0.1, 0.36, 0.9, 1.0, 1, 3]))
-def test_the_tokens_are_graph_covers_and_stand_for_all(tokens, keep):
-    kept, members = WeightedCover(keep).reduce_groups([tokens])[0]
-    assert torch.equal(kept, GraphCover(keep).select(tokens))
+@given(
+    groups(),
+    st.sampled_from([0.1, 0.36, 0.9, 1.0, 1, 3]),
+    st.sampled_from([(WeightedCover, GraphCover), (WeightedGPrune, GPrune)]),
+)
+def test_the_tokens_are_those_of_the_plain_method_and_stand_for_all(tokens, keep, methods):
+    weighted, plain = methods
+    kept, members = weighted(keep).reduce_groups([tokens])[0]
+    assert torch.equal(kept, plain(keep).select(tokens))
     stands = standing_for(kept, members)
     assert stands.sum() == len(tokens)
     assert (stands >= 1).all()
