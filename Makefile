@@ -71,7 +71,7 @@ train: .venv/ready
 # The second shipped model: a tower without CLS under the first one's language model.
 train-siglip: .venv/ready
 	$(RUN)/python -m gprune.tinyvlm.train --out runs/siglip --seed 1 --tower siglip \
-		--language tinyvlm --patch-steps 3600 --answer-steps 900 --answer-rate 5e-4
+		--language tinyvlm --patch-steps 3600 --answer-steps 1600 --answer-rate 5e-4
 
 bench: .venv/ready
 	$(RUN)/python benchmarks/selection.py --out benchmarks/results/selection.json
