@@ -158,10 +158,12 @@ def reduced(tokens: VisualTokens, pruner: Pruner | None) -> tuple[Tensor, Tensor
     if pruner is None:
         every = torch.arange(len(tokens))
         return every, tokens.features, torch.ones(len(tokens))
+    if not pruner.proportional:
+        kept, features = pruner.reduce(tokens)
+        return kept, features, torch.ones(len(kept))
     kept, members = pruner.reduce_groups([tokens])[0]
-    features = tokens.features
-    few = features[kept] if members is None else merged(features, members, len(kept))
-    return kept, few, standing_for(kept, members if pruner.proportional else None)
+    assert members is not None  # what counts for others has them merged into it
+    return kept, merged(tokens.features, members, len(kept)), standing_for(kept, members)
 
 
 def by_type(samples: Sequence[Sample], outcomes: Sequence[Sequence[bool]]) -> dict[str, list[bool]]:
