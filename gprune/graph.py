@@ -116,12 +116,15 @@ class CosineRows:
     """`cosine_similarity` row by row, for more tokens than there is memory for the whole matrix.
 
     Indexed by a token [] or tokens [r] it gives float32 [n] or [r, n], the entries of the matrix.
+
+    Attributes:
+        alive: 0 for tokens of zero norm and 1 for all others, float32 [n].
     """
 
     def __init__(self, features: Tensor) -> None:
         unit = UnitRows(features)
         self._count = len(unit)
-        self._alive = (unit.norms > 0).float()
+        self.alive = (unit.norms > 0).float()
         self._unit = F.pad(unit[:], (0, 0, 0, -len(unit) % TILE))
 
     def __getitem__(self, rows: Tensor) -> Tensor:
@@ -129,7 +132,7 @@ class CosineRows:
         left = self._unit[F.pad(index, (0, -len(index) % TILE))]
         similarity = product(left, self._unit.mT)[: len(index), : self._count].clamp_(-1, 1)
         own = index.unsqueeze(1)
-        similarity.scatter_(1, own, self._alive[own])
+        similarity.scatter_(1, own, self.alive[own])
         return similarity.view(*rows.shape, self._count)
 
     def blocks(self) -> Iterator[tuple[Tensor, Tensor]]:

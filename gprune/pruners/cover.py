@@ -35,6 +35,8 @@ class GraphCover(MergingPruner):
     tokens could: no region is lost, and a region is not kept twice while another is not kept at
     all. That is what G-Prune's scores do not promise.
 
+    Tokens of zero norm are alike and unlike all others, as if they shared a direction of their own.
+
     Starts from the token nearest to the mean of all. O(n²d + kn), features and positions only, no
     attention; the number kept is known beforehand. Without a grid or positions, meaning alone.
 
@@ -63,18 +65,27 @@ class GraphCover(MergingPruner):
     def distance(self, tokens: VisualTokens) -> Tensor:
         """D² of every pair, float32 [n, n]."""
         # Unit vectors: ‖u − u'‖² = 2 − 2 cos.
-        distance = over_mean(1 - cosine_similarity(tokens.features), ROUNDING)
-        if self.place == 0 or (tokens.grid is None and tokens.positions is None):
+        distance = 1 - cosine_similarity(tokens.features)
+        zero = distance.diagonal().clone()  # 1 for tokens of zero norm
+        distance.addr_(zero, zero, alpha=-1)
+        placed = self.placed(tokens)
+        distance /= distance.mean(dtype=torch.float64).clamp(min=ROUNDING).float()
+        if not placed:
             return distance
         points = tokens.coordinates().double()
         length = points.square().sum(1)
         apart = (length[:, None] + length[None] - 2 * points @ points.mT).clamp(min=0)
-        return distance + self.place * over_mean(apart, 1e-12).float()
+        apart /= apart.mean().clamp(min=1e-12)
+        return distance + self.place * apart.float()
+
+    def placed(self, tokens: VisualTokens) -> bool:
+        """Whether it matters where these tokens lie."""
+        return self.place != 0 and not (tokens.grid is None and tokens.positions is None)
 
     def joint(self, tokens: VisualTokens) -> tuple[Tensor | JointRows, Tensor]:
         """D² of every pair, or what gives its rows, and its sum for every token, float64 [n]."""
         if len(tokens) > graph.WHOLE:
-            rows = JointRows(tokens, self.place)
+            rows = JointRows(tokens, self.place if self.placed(tokens) else 0.0)
             return rows, rows.sums()
         distance = self.distance(tokens)
         return distance, distance.sum(1, dtype=torch.float64)
@@ -104,37 +115,36 @@ def into_nearest(distance: Tensor | JointRows, kept: Tensor) -> Tensor:
     return members
 
 
-def over_mean(values: Tensor, least: float) -> Tensor:
-    """Values [n, n] divided by their mean, or by ``least`` where that is more."""
-    mean = values.mean(dtype=torch.float64).clamp(min=least)
-    return values / mean.to(values.dtype)
-
-
 class JointRows:
     """`GraphCover.distance` row by row, for more tokens than the whole matrix has memory for.
 
-    Indexed by a token [] or tokens [r] it gives float32 [n] or [r, n].
+    Indexed by a token [] or tokens [r] it gives float32 [n] or [r, n]. With ``place=0`` features
+    alone count.
     """
 
     def __init__(self, tokens: VisualTokens, place: float) -> None:
         self.similarity = CosineRows(tokens.features)
-        placed = place != 0 and (tokens.grid is not None or tokens.positions is not None)
-        self.place = place if placed else 0.0
-        self.points = tokens.coordinates().double() if placed else None
+        self.zero = 1 - self.similarity.alive
+        self.place = place
+        self.points = tokens.coordinates().double() if place else None
         cosine = tokens.features.new_zeros((), dtype=torch.float64)
         apart = cosine.clone()
         for rows, similarity in self.similarity.blocks():
-            cosine += (1 - similarity).sum(dtype=torch.float64)
+            cosine += self._different(rows, similarity).sum(dtype=torch.float64)
             if self.points is not None:
                 apart += self._apart(self.points, rows).sum()
-        self.mean = (cosine / len(tokens) ** 2).clamp(min=ROUNDING).float()
+        self.scale = (cosine / len(tokens) ** 2).clamp(min=ROUNDING).float()
         self.mean_apart = (apart / len(tokens) ** 2).clamp(min=1e-12)
 
     def __getitem__(self, rows: Tensor, /) -> Tensor:
         return self._joint(rows, self.similarity[rows])
 
+    def _different(self, rows: Tensor, similarity: Tensor) -> Tensor:
+        """Cosine distance of the tokens ``rows`` from all, of whom those of zero norm are alike."""
+        return 1 - similarity - self.zero[rows].unsqueeze(-1) * self.zero
+
     def _joint(self, rows: Tensor, similarity: Tensor) -> Tensor:
-        distance = (1 - similarity) / self.mean
+        distance = self._different(rows, similarity) / self.scale
         if self.points is None:
             return distance
         return distance + self.place * (self._apart(self.points, rows) / self.mean_apart).float()
