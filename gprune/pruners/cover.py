@@ -15,9 +15,13 @@ from gprune.pruners.base import MergingPruner
 from gprune.pruners.diversity import farthest_first
 from gprune.tokens import VisualTokens
 
-# A mean cosine distance below this is rounding, of bf16 features at the latest: on a blank image it
-# must not be stretched until it tells tokens apart.
+# A mean cosine distance below this can be rounding, of bf16 features at the latest: on a blank
+# image it must not be stretched until it tells tokens apart.
 ROUNDING = 1e-4
+# Below this it can be nothing else. Rounded to bf16, equal tokens differ by at most one step in a
+# channel, 2**-7 of its value or less: by no more than 2**-15 of their length on average over all
+# pairs, squared, of which the cosine distance is half.
+NOTHING = 2.0**-16
 
 
 @dataclass(frozen=True)
@@ -35,7 +39,9 @@ class GraphCover(MergingPruner):
     tokens could: no region is lost, and a region is not kept twice while another is not kept at
     all. That is what G-Prune's scores do not promise.
 
-    Tokens of zero norm are alike and unlike all others, as if they shared a direction of their own.
+    Where a blank image's features differ by little more than rounding, they count for less against
+    places, and by no more than rounding, for nothing. Tokens of zero norm are alike and unlike all
+    others, as if they shared a direction of their own.
 
     Starts from the token nearest to the mean of all. O(n²d + kn), features and positions only, no
     attention; the number kept is known beforehand. Without a grid or positions, meaning alone.
@@ -69,7 +75,7 @@ class GraphCover(MergingPruner):
         zero = distance.diagonal().clone()  # 1 for tokens of zero norm
         distance.addr_(zero, zero, alpha=-1)
         placed = self.placed(tokens)
-        distance /= distance.mean(dtype=torch.float64).clamp(min=ROUNDING).float()
+        distance /= feature_scale(distance.mean(dtype=torch.float64), placed)
         if not placed:
             return distance
         points = tokens.coordinates().double()
@@ -115,6 +121,27 @@ def into_nearest(distance: Tensor | JointRows, kept: Tensor) -> Tensor:
     return members
 
 
+def say(mean: Tensor) -> Tensor:
+    """How much features mean that differ by ``mean``, in [0, 1]: 1 unless it can be rounding.
+
+    Args:
+        mean: cosine distance of all pairs of an image, float64 [].
+    """
+    return ((mean - NOTHING) / (ROUNDING - NOTHING)).clamp(0, 1)
+
+
+def feature_scale(mean: Tensor, placed: bool) -> Tensor:
+    """What to divide the cosine distances of an image by, float32 []: their mean, if it says much.
+
+    Args:
+        mean: see `say`.
+        placed: whether places count too, to which features that say little leave the decision.
+    """
+    if not placed:
+        return mean.clamp(min=ROUNDING).float()
+    return (mean.clamp(min=NOTHING) / say(mean)).float()  # infinite where they say nothing
+
+
 class JointRows:
     """`GraphCover.distance` row by row, for more tokens than the whole matrix has memory for.
 
@@ -133,7 +160,7 @@ class JointRows:
             cosine += self._different(rows, similarity).sum(dtype=torch.float64)
             if self.points is not None:
                 apart += self._apart(self.points, rows).sum()
-        self.scale = (cosine / len(tokens) ** 2).clamp(min=ROUNDING).float()
+        self.scale = feature_scale(cosine / len(tokens) ** 2, self.points is not None)
         self.mean_apart = (apart / len(tokens) ** 2).clamp(min=1e-12)
 
     def __getitem__(self, rows: Tensor, /) -> Tensor:

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from gprune.pruners.base import check_weight
-from gprune.pruners.cover import ROUNDING, GraphCover, JointRows
+from gprune.pruners.cover import ROUNDING, GraphCover, JointRows, say
 from gprune.pruners.diversity import Rows, farthest_first
 from gprune.pruners.relevance import relevance
 from gprune.tokens import VisualTokens
@@ -25,8 +26,9 @@ class TextCover(GraphCover):
         wᵢ = 1 + text_weight · qᵢ,   qᵢ the share of the other tokens that are less relevant
 
     so what the question is about is covered more closely, and the rest still is. Relevance is
-    CDPruner's (`relevance`); its ranks alone count, whose spread no encoder decides. Where all
-    tokens are as relevant but for rounding, and with ``text_weight=0``, it is `GraphCover`.
+    CDPruner's (`relevance`); its ranks alone count, whose spread no encoder decides. Where tokens
+    are as relevant or as good as equal but for rounding, and with ``text_weight=0``, it is
+    `GraphCover`.
 
     Greedy: first the token of the largest weight, of several the one nearest to all others; then
     always the one with the largest wᵢ · D(i, S). The result is at most min(3, 2 + text_weight)
@@ -60,7 +62,11 @@ class TextCover(GraphCover):
         # Not ranks alone: they would tell apart what differs by rounding.
         less = torch.searchsorted(values.sort().values, values - ROUNDING)
         share = less.double() / max(len(tokens) - 1, 1)
-        return 1 + self.text_weight * share
+        # Rounding moves a cosine with something else by far more than that of copies with each
+        # other, so equal tokens show by the latter. E ‖u − u'‖² / 2 = E ‖u‖² − ‖E u‖².
+        unit = F.normalize(tokens.in_text_space().double(), dim=1)
+        apart = unit.square().sum(1).mean() - unit.mean(0).square().sum()
+        return 1 + self.text_weight * say(apart) * share
 
     def centres(self, tokens: VisualTokens, k: int) -> tuple[Tensor | JointRows, Tensor]:
         distance, sums = self.joint(tokens)
