@@ -6,12 +6,15 @@ import json
 import textwrap
 from pathlib import Path
 
+import hard_pictures
 import matplotlib.pyplot as plt
 import torch
+from PIL import Image
 
-from gprune import make, viz
+from gprune import VisualTokens, make, viz
 from gprune.asking import answer, first_tokens, pictures_of, quiet_transformers
 from gprune.tinyvlm import load, make_scene, scenes
+from gprune.tinyvlm.accuracy import to_pixels, vision_features
 from gprune.tinyvlm.card import LOG
 from gprune.tinyvlm.model import checkpoint_folder
 
@@ -75,6 +78,59 @@ def steps(model: object, processor: object) -> None:
     viz.panel(drawn).savefig(FOLDER / "steps.png", dpi=80)
 
 
+def tokens_of(model: object, picture: Image.Image) -> VisualTokens:
+    """A picture's tokens; one wider than high is encoded square by square, as tiles are."""
+    side = scenes.IMAGE_SIZE
+    squares = [picture.crop((x, 0, x + side, side)) for x in range(0, picture.width, side)]
+    with torch.inference_mode():
+        features = model.model.multi_modal_projector(vision_features(model, to_pixels(squares)))
+    lines = features.unflatten(1, GRID).transpose(0, 1).flatten(0, 2)
+    return VisualTokens(lines, grid=(scenes.GRID, scenes.GRID * len(squares)))
+
+
+def gap(kept: torch.Tensor, tokens: VisualTokens) -> float:
+    """How far the loneliest patch is from a kept one, in patches."""
+    places = tokens.coordinates().float()
+    return float(torch.cdist(places, places[kept]).amin(1).max())
+
+
+def compared(model: object, title: str, picture: Image.Image) -> list[tuple[str, Image.Image]]:
+    """A picture and what each method keeps of a tenth of its tokens, with captions."""
+    tokens = tokens_of(model, picture)
+    drawn = [(title, viz.enlarged(picture))]
+    for name in ("graph_cover", "gprune", "divprune", "random"):
+        kept = make(name, keep=0.1).select(tokens)
+        label = f"{name}: gap {gap(kept, tokens):.1f}"
+        drawn.append((label, viz.overlay(picture, kept, tokens.grid, outline=False)))
+    return drawn
+
+
+def hard(model: object) -> None:
+    """What methods keep of pictures that are hard to prune, and of a scene that is not."""
+    squares = {
+        "blank": hard_pictures.blank(),
+        "noise": hard_pictures.noise(),
+        "a page of signs": hard_pictures.page(),
+        "a scene": make_scene("validation", 0, 2).draw(),
+    }
+    drawn = [one for pair in squares.items() for one in compared(model, *pair)]
+    figure = plt.figure(figsize=(10.5, 12.7), layout="constrained")
+    above, below = figure.subfigures(2, 1, height_ratios=(9, 4.3))
+    wide = compared(model, "a strip of four squares", hard_pictures.strip())
+    for axes, pictures in ((above.subplots(4, 5), drawn), (below.subplots(3, 2), wide)):
+        for axis in axes.flat:
+            axis.axis("off")
+        for axis, (label, image) in zip(axes.flat, pictures, strict=False):
+            axis.imshow(image)
+            axis.set_title(label, fontsize=9)
+    file = FOLDER / "hard.png"
+    figure.savefig(file, dpi=80)
+    # Noise does not compress: a palette does.
+    Image.open(file).convert("RGB").quantize(128, dither=Image.Dither.NONE).save(
+        file, optimize=True
+    )
+
+
 def training() -> None:
     """What the shipped checkpoint's training looked like: losses and answers on the way."""
     records = [json.loads(line) for line in (checkpoint_folder() / LOG).read_text().splitlines()]
@@ -111,6 +167,7 @@ def main() -> None:
     graph(model, processor)
     steps(model, processor)
     training()
+    hard(model)
 
 
 if __name__ == "__main__":
