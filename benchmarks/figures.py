@@ -11,10 +11,9 @@ import matplotlib.pyplot as plt
 import torch
 from PIL import Image
 
-from gprune import VisualTokens, make, viz
+from gprune import make, viz
 from gprune.asking import answer, first_tokens, pictures_of, quiet_transformers
 from gprune.tinyvlm import load, make_scene, scenes
-from gprune.tinyvlm.accuracy import to_pixels, vision_features
 from gprune.tinyvlm.card import LOG
 from gprune.tinyvlm.model import checkpoint_folder
 
@@ -78,29 +77,13 @@ def steps(model: object, processor: object) -> None:
     viz.panel(drawn).savefig(FOLDER / "steps.png", dpi=80)
 
 
-def tokens_of(model: object, picture: Image.Image) -> VisualTokens:
-    """A picture's tokens; one wider than high is encoded square by square, as tiles are."""
-    side = scenes.IMAGE_SIZE
-    squares = [picture.crop((x, 0, x + side, side)) for x in range(0, picture.width, side)]
-    with torch.inference_mode():
-        features = model.model.multi_modal_projector(vision_features(model, to_pixels(squares)))
-    lines = features.unflatten(1, GRID).transpose(0, 1).flatten(0, 2)
-    return VisualTokens(lines, grid=(scenes.GRID, scenes.GRID * len(squares)))
-
-
-def gap(kept: torch.Tensor, tokens: VisualTokens) -> float:
-    """How far the loneliest patch is from a kept one, in patches."""
-    places = tokens.coordinates().float()
-    return float(torch.cdist(places, places[kept]).amin(1).max())
-
-
 def compared(model: object, title: str, picture: Image.Image) -> list[tuple[str, Image.Image]]:
     """A picture and what each method keeps of a tenth of its tokens, with captions."""
-    tokens = tokens_of(model, picture)
+    tokens = hard_pictures.tokens_of(model, picture)
     drawn = [(title, viz.enlarged(picture))]
     for name in ("graph_cover", "gprune", "divprune", "random"):
         kept = make(name, keep=0.1).select(tokens)
-        label = f"{name}: gap {gap(kept, tokens):.1f}"
+        label = f"{name}: gap {hard_pictures.gap(kept, tokens):.1f}"
         drawn.append((label, viz.overlay(picture, kept, tokens.grid, outline=False)))
     return drawn
 

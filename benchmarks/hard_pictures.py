@@ -1,12 +1,17 @@
-"""Pictures that are hard to prune, of the shipped model's height: for figures and tests."""
+"""Pictures that are hard to prune, of the shipped model's height: for figures, tables and tests."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
+import torch
 from PIL import Image, ImageDraw
 
+from gprune import VisualTokens
 from gprune.tinyvlm import make_scene
-from gprune.tinyvlm.scenes import FONTS, IMAGE_SIZE, INK, LETTERS, TINTS, load_font
+from gprune.tinyvlm.accuracy import to_pixels, vision_features
+from gprune.tinyvlm.scenes import FONTS, GRID, IMAGE_SIZE, INK, LETTERS, TINTS, load_font
 
 SQUARE = (IMAGE_SIZE, IMAGE_SIZE)
 
@@ -53,3 +58,19 @@ def strip() -> Image.Image:
     for place, part in enumerate(parts):
         picture.paste(part, (place * IMAGE_SIZE, 0))
     return picture
+
+
+def tokens_of(model: Any, picture: Image.Image) -> VisualTokens:
+    """A picture's tokens; one wider than high is encoded square by square, as tiles are."""
+    starts = range(0, picture.width, IMAGE_SIZE)
+    squares = [picture.crop((x, 0, x + IMAGE_SIZE, IMAGE_SIZE)) for x in starts]
+    with torch.inference_mode():
+        features = model.model.multi_modal_projector(vision_features(model, to_pixels(squares)))
+    lines = features.unflatten(1, (GRID, GRID)).transpose(0, 1).flatten(0, 2)
+    return VisualTokens(lines, grid=(GRID, GRID * len(squares)))
+
+
+def gap(kept: torch.Tensor, tokens: VisualTokens) -> float:
+    """How far the loneliest patch is from a kept one, in patches."""
+    places = tokens.coordinates().float()
+    return float(torch.cdist(places, places[kept]).amin(1).max())

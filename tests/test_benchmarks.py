@@ -9,6 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from gprune import VisualTokens
+from gprune.tinyvlm import load
+
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 
 
@@ -111,3 +114,33 @@ def test_check_reads_the_committed_results(script, small_prefill, monkeypatch):
     committed = json.loads((BENCHMARKS / "results" / "prefill.json").read_text())
     assert [shape["shape"] for shape in committed["shapes"]] == ["cpu"]
     assert len(check.prefills(1)) == len(check.KEEPS)
+
+
+def test_the_page_shows_what_was_measured_on_hard_pictures(script):
+    module = script("cover_limits")
+    stored = json.loads(module.RESULTS.read_text())
+    page = BENCHMARKS.parent / "docs" / "methods" / "graph_cover.md"
+    assert module.table(stored) in page.read_text()
+    blank = module.pictures()["blank"]
+    rows = list(module.measured(load()[0], {"blank": blank}))
+    for row, old in zip(rows, stored, strict=False):
+        assert (row["keep"], row["method"]) == (old["keep"], old["method"])
+        assert row["radius"] == pytest.approx(old["radius"], rel=0.05)
+
+
+def test_a_wide_picture_is_encoded_square_by_square(script):
+    """Its raster is the squares side by side."""
+    module, (model, _) = script("hard_pictures"), load()
+    strip = module.strip()
+    tokens = module.tokens_of(model, strip)
+    side = strip.height
+    squares = [strip.crop((x, 0, x + side, side)) for x in range(0, strip.width, side)]
+    alone = [module.tokens_of(model, square) for square in squares]
+    beside = torch.cat([one.features.unflatten(0, one.grid) for one in alone], 1)
+    assert tokens.grid == tuple(beside.shape[:2])
+    torch.testing.assert_close(tokens.features, beside.flatten(0, 1))
+
+
+def test_gaps_are_in_patches(script):
+    tokens = VisualTokens(torch.ones(12, 2), grid=(3, 4))
+    assert script("hard_pictures").gap(torch.tensor([0]), tokens) == pytest.approx(13**0.5)
