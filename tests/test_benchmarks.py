@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from gprune import VisualTokens
-from gprune.tinyvlm import load
+from gprune.tinyvlm import load, make_scene
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 
@@ -144,3 +144,23 @@ def test_a_wide_picture_is_encoded_square_by_square(script):
 def test_gaps_are_in_patches(script):
     tokens = VisualTokens(torch.ones(12, 2), grid=(3, 4))
     assert script("hard_pictures").gap(torch.tensor([0]), tokens) == pytest.approx(13**0.5)
+
+
+def test_hard_subsets(script, tmp_path, monkeypatch):
+    module = script("hard_subsets")
+    plain, full = (module.by_foreground(2, most) for most in (False, True))
+    scenes = [make_scene("validation", 0, index) for index in range(2 * module.AMONG)]
+    shares = {scene.draw().tobytes(): scene.foreground().mean() for scene in scenes}
+    least, most = ([shares[one.image.tobytes()] for one in part] for part in (plain, full))
+    assert max(least) <= min(most)
+    assert min(least) == min(shares.values())
+    # A subset that has been scored is left alone, another size is scored anew.
+    monkeypatch.setattr(module, "SUBSETS", {"crowded": module.crowded})
+    out = tmp_path / "subsets.json"
+    module.main(2, out)
+    found = json.loads(out.read_text())["crowded"]
+    assert found["questions"] == sum(len(one.questions) for one in module.crowded(2))
+    cells = module.table({"crowded": found}).splitlines()[-1].split(" | ")
+    assert cells[-2] == f"{found['right']['uniform_grid 0.1']:.1f}"
+    monkeypatch.setattr(module, "scored", None)
+    module.main(2, out)
