@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gprune.tinyvlm.card import sums_of
@@ -55,6 +55,7 @@ def test_results_of_other_questions_are_refused(models, here, tmp_path):
         models.models(models.RESULTS, tmp_path)
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4)), min_size=2, max_size=8))
 def test_rank_correlation_is_kendalls(models, pairs):
     """Tau-b by its definition: concordant less discordant pairs, ties left out of the scale."""

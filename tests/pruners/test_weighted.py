@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gprune import (
@@ -33,6 +33,7 @@ def groups(draw):
     return VisualTokens(features, grid=(rows, columns), protected=protected)
 
 
+@settings(deadline=None)
 @given(
     groups(),
     st.sampled_from([0.1, 0.36, 0.9, 1.0, 1, 3]),
