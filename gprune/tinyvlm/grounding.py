@@ -110,23 +110,23 @@ def loss(
     aimed = [
         (row, token, ends, mask)
         for row, token, ends, pointed in packed.names
-        for mask in [torch.isin(owners[row], torch.tensor(pointed))]
+        for mask in [torch.isin(owners[row], owners.new_tensor(pointed))]
         if mask.any()  # a later object may cover the patches of an earlier one
     ]
     if not aimed:
         return seen.hidden[LOOKING].sum() * 0
     visual = owners.shape[1]
-    rows, tokens = (torch.tensor([item[i] for item in aimed]) for i in (0, 1))
+    rows, tokens = (owners.new_tensor([item[i] for item in aimed]) for i in (0, 1))
     masks = torch.stack([item[3] for item in aimed])
     found = shares(model, seen, LOOKING, (rows, 1 + visual + tokens), slice(1, 1 + visual))
     looking = -found.masked_fill(~masks[:, None], -torch.inf).logsumexp(-1).mean()
 
-    ends = torch.tensor([item[2] for item in aimed])
+    ends = torch.tensor([item[2] for item in aimed], device=owners.device)
     if not ends.any():
         return looking
     rows, tokens = rows[ends], tokens[ends]
     own = packed.segments[rows] == packed.segments[rows, tokens][:, None]
-    own &= torch.arange(own.shape[1]) <= tokens[:, None]
+    own &= torch.arange(own.shape[1], device=own.device) <= tokens[:, None]
     text = shares(model, seen, JOINING, (rows, 1 + visual + tokens), slice(1 + visual, None), own)
     previous = (tokens - 1)[:, None, None].expand(-1, HEADS, 1)
     return looking - text.gather(-1, previous).mean()

@@ -18,9 +18,9 @@ import json
 import math
 import os
 import time
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import numpy as np
 import torch
@@ -31,6 +31,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
+from gprune.asking import place_and_kind
 from gprune.tinyvlm import card, easyvqa, grounding
 from gprune.tinyvlm.accuracy import (
     by_type,
@@ -57,6 +58,8 @@ from gprune.tinyvlm.scenes import (
     make_scene,
 )
 from gprune.tinyvlm.vocabulary import build_tokenizer
+
+Record = TypeVar("Record", Labels, Captions, PackedQuestions)
 
 # What stage 1 teaches the vision tower: a word for every patch, or phrases for regions.
 OBJECTIVES = ("patches", "captions")
@@ -107,6 +110,19 @@ class Batch:
     labels: Labels
     captions: Captions
     packed: PackedQuestions | None
+
+    def to(self, device: torch.device) -> Batch:
+        """With every tensor on ``device``."""
+        packed = None if self.packed is None else moved(self.packed, device)
+        pixels = self.pixels.to(device)
+        return Batch(pixels, moved(self.labels, device), moved(self.captions, device), packed)
+
+
+def moved(record: Record, device: torch.device) -> Record:
+    """A dataclass with every tensor in it on ``device``."""
+    values: dict[str, Any] = {part.name: getattr(record, part.name) for part in fields(record)}
+    tensors = {name: x.to(device) for name, x in values.items() if isinstance(x, Tensor)}
+    return replace(record, **{**values, **tensors})
 
 
 class Steps(Dataset[Batch]):
@@ -225,8 +241,8 @@ class Progressing:
 class Trainer:
     """One run in one folder: state, log and, when it is done, the checkpoint."""
 
-    def __init__(self, folder: Path, recipe: Recipe) -> None:
-        self.folder, self.recipe = folder, recipe
+    def __init__(self, folder: Path, recipe: Recipe, device: str = "cpu") -> None:
+        self.folder, self.recipe, self.device = folder, recipe, torch.device(device)
         folder.mkdir(parents=True, exist_ok=True)
         self.model = build_model(recipe.seed, recipe.architecture)
         if recipe.language is not None:
@@ -250,6 +266,7 @@ class Trainer:
         else:
             recipe_file.write_text(json.dumps(asdict(recipe), indent=2) + "\n")
         self._restore()
+        self.modules.to(self.device)
 
     @property
     def modules(self) -> nn.ModuleDict:
@@ -314,7 +331,7 @@ class Trainer:
         if getattr(self.done, stage):
             for name, parameter in self.modules.named_parameters():
                 moments = {
-                    key: self.saved_optimizer[f"{name}.{key}"]
+                    key: self.saved_optimizer[f"{name}.{key}"].to(self.device)
                     for key in ("step", "exp_avg", "exp_avg_sq")
                     if f"{name}.{key}" in self.saved_optimizer
                 }
@@ -331,7 +348,7 @@ class Trainer:
 
     def loss(self, stage: str, batch: Batch) -> dict[str, Tensor]:
         """The parts of a step's loss, already weighted: their sum is what is minimised."""
-        with torch.autocast("cpu", torch.bfloat16, enabled=self.recipe.low_precision):
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.low_precision):
             features, cls = tower_tokens(self.model, batch.pixels)
             projected = self.model.model.multi_modal_projector(features)
         if isinstance(self.heads, PatchHeads):
@@ -342,7 +359,7 @@ class Trainer:
             return {"patch": patch}
         assert batch.packed is not None  # stage "answers" always packs questions
         with (
-            torch.autocast("cpu", torch.bfloat16, enabled=self.recipe.low_precision),
+            torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.low_precision),
             grounding.watched(self.model) as seen,
         ):
             logits = packed_logits(self.model, projected, batch.packed)
@@ -390,7 +407,7 @@ class Trainer:
         for step, batch in enumerate(loader, start):
             for group in optimizer.param_groups:
                 group["lr"] = group["initial"] * cosine(step, steps, recipe.warmup)
-            parts = self.loss(stage, batch)
+            parts = self.loss(stage, batch.to(self.device))
             torch.stack(list(parts.values())).sum().backward()  # type: ignore[no-untyped-call]
             trained = [p for group in optimizer.param_groups for p in group["params"]]
             nn.utils.clip_grad_norm_(trained, recipe.clip)
@@ -406,9 +423,10 @@ class Trainer:
                 self.done.seconds[stage] += now - began
                 began = now
                 self.save(optimizer)
-                self.modules.eval()
+                # Pictures and questions are on the CPU, and so few that the model goes there too.
+                self.modules.eval().cpu()
                 validation = self.see() if stage == "patches" else self.answer()
-                self.modules.train()
+                self.modules.train().to(self.device)
                 self.log(
                     stage=stage,
                     step=step + 1,
@@ -470,7 +488,7 @@ class Trainer:
             easy_vqa: how many of easy-VQA's.
         """
         out = self.folder / "checkpoint"
-        self.model.eval().to(torch.bfloat16).save_pretrained(out)
+        self.model.eval().cpu().to(torch.bfloat16).save_pretrained(out)
         build_processor(self.recipe.architecture).save_pretrained(out)
         accuracy = card.measure(load(out)[0], scenes, easy_vqa)
         log = self.folder / "log.jsonl"
@@ -500,8 +518,12 @@ def train(
     scenes: Annotated[int, typer.Option(min=1, help="Test scenes for the model card.")] = 400,
     easy_vqa: Annotated[int, typer.Option(min=1, help="As many of easy-VQA's.")] = 150,
     threads: Annotated[int | None, typer.Option(help="CPU threads; all by default.")] = None,
+    device: Annotated[str, typer.Option(help="Such as cpu, cuda or cuda:1.")] = "cpu",
+    stage: Annotated[
+        str | None, typer.Option(help="patches: leave the run after stage 1, to be resumed.")
+    ] = None,
 ) -> None:
-    """Train the tiny VLM and write OUT/checkpoint.
+    """Train the tiny VLM and write OUT/checkpoint; with --stage patches, stage 1 alone.
 
     Example: python -m gprune.tinyvlm.train --out runs/tiny --seed 0
     """
@@ -520,7 +542,9 @@ def train(
         recipe = Recipe(seed=seed, **changed)
         if tower is not None:
             recipe = replace(recipe, architecture=replace(recipe.architecture, tower=tower))
-        trainer = Trainer(out, recipe)
+        if stage not in (None, "patches"):
+            raise ValueError(f"stage={stage!r} must be patches; without it, both are trained")
+        trainer = Trainer(out, recipe, str(place_and_kind(device, "float32")[0]))
     except (ValueError, FileNotFoundError) as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(2) from error
@@ -533,6 +557,8 @@ def train(
     )
     with Progress(*columns) as progress:
         trainer.run("patches", recipe.patch_steps, progress, save_every)
+        if stage == "patches":
+            return
         trainer.run("answers", recipe.answer_steps, progress, save_every)
     trainer.finish(scenes, easy_vqa)
     minutes = sum(trainer.done.seconds.values()) / 60

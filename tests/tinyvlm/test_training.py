@@ -332,3 +332,33 @@ def test_bad_options(tmp_path):
     result = CliRunner().invoke(app, ["--out", str(tmp_path), "--tower", "resnet"])
     assert result.exit_code == 2
     assert "tower='resnet' must be one of clip, siglip" in " ".join(result.output.split())
+
+
+def test_a_batch_goes_to_a_device_whole():
+    """On the meta device, which holds no values: nothing of it may stay behind."""
+    batch = Steps(SMALL, "answers", 0, 1)[0].to(torch.device("meta"))
+    assert batch.pixels.is_meta
+    for part in (batch.labels, batch.captions, batch.packed):
+        tensors = [value for value in vars(part).values() if isinstance(value, torch.Tensor)]
+        assert len(tensors) >= 4
+        assert all(tensor.is_meta for tensor in tensors)
+    assert batch.packed.questions
+    assert Steps(SMALL, "patches", 0, 1)[0].to(torch.device("meta")).packed is None
+
+
+def test_one_stage_at_a_time(tmp_path, monkeypatch):
+    monkeypatch.setattr("gprune.tinyvlm.train.held_out", lambda *a, **k: held_out("test", 2, 1))
+    options = ["--patch-steps", "1", "--answer-steps", "1", "--batch", "5", "--scenes", "2"]
+    options += ["--out", str(tmp_path), "--easy-vqa", "1"]
+    result = CliRunner().invoke(app, [*options, "--stage", "patches"])
+    assert result.exit_code == 0, result.output
+    assert not (tmp_path / "checkpoint").exists()
+    result = CliRunner().invoke(app, options)
+    assert result.exit_code == 0, result.output
+    stages = [json.loads(line)["stage"] for line in (tmp_path / "log.jsonl").open()]
+    assert stages == ["patches", "answers"]
+    for wrong, says in (("answers", "stage='answers'"), (None, "device='warp'")):
+        more = ["--stage", wrong] if wrong else ["--device", "warp"]
+        result = CliRunner().invoke(app, [*options, *more])
+        assert result.exit_code == 2
+        assert says in " ".join(result.output.split())
