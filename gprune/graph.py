@@ -59,7 +59,7 @@ def cosine_similarity(features: Tensor) -> Tensor:
 def _similarity(unit: UnitRows, shape: Sequence[int]) -> Tensor:
     """Similarity [..., n, n] of the tokens of every group of a batch of ``shape`` [..., n, d]."""
     n = shape[-2]
-    size = n + -n % TILE
+    size = padded(n)
     similarity = unit.features.new_empty(*shape[:-2], size, size, dtype=torch.float32)
     # One product a group: a batched kernel may sum in another order than a single one does.
     for start, out in enumerate(similarity.view(-1, size, size)):
@@ -69,6 +69,11 @@ def _similarity(unit: UnitRows, shape: Sequence[int]) -> Tensor:
     alive = (unit.norms > 0).view(*shape[:-1])
     similarity.diagonal(dim1=-2, dim2=-1).copy_(alive)
     return similarity
+
+
+def padded(count: int) -> int:
+    """``count`` and as many more as make whole tiles."""
+    return count + -count % TILE
 
 
 class UnitRows:
@@ -85,6 +90,11 @@ class UnitRows:
         self.features = features
         self.norms, self._exponent, self._length = _lengths(features)
 
+    @property
+    def ordinary(self) -> bool:
+        """Whether all norms are known to lie within `ORDINARY`."""
+        return self._exponent is None
+
     def __len__(self) -> int:
         return len(self.features)
 
@@ -100,13 +110,28 @@ class UnitRows:
         """Cosine similarity of tokens ``rows`` [r] with tokens ``columns`` [c], float32 [r, c].
 
         The entries of `cosine_similarity`, but for those of a token with itself, which round.
+        Faster where the columns ascend and hold the rows, and both fill as many tiles.
         """
+        place = self._places(rows, columns)
+        if place is not None:
+            # Scaling takes a fifth as long as the product: once is enough.
+            right = self._tiled(columns)
+            similarity = product(right, right.mT)
+            return similarity[:, : len(columns)].index_select(0, place).clamp_(-1, 1)
         left = self._tiled(rows)
         # The columns by blocks: what they are scaled into stays in cache.
         parts = [product(left, self._tiled(part).mT) for part in torch.split(columns, BLOCK)]
         similarity = torch.cat(parts, 1) if len(parts) > 1 else parts[0]
         whole = similarity.shape == (len(rows), len(columns))
         return (similarity if whole else similarity[: len(rows), : len(columns)]).clamp_(-1, 1)
+
+    @staticmethod
+    def _places(rows: Tensor, columns: Tensor) -> Tensor | None:
+        """Where the rows are among as many tiles of ascending columns, if all of them are."""
+        if rows.device.type != "cpu" or padded(len(rows)) != padded(len(columns)):
+            return None  # an accelerator would stall if it were asked for the values
+        place = torch.searchsorted(columns, rows).clamp_(max=len(columns) - 1)
+        return place if torch.equal(columns[place], rows) else None
 
     def _tiled(self, rows: Tensor) -> Tensor:
         """The unit rows and, to make whole tiles, some more of the first token."""

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from gprune import GPrune, SimilarityGraph, VisualTokens, tiles
 from gprune.graph import BLOCK, CosineRows, UnitRows, cosine_similarity, token_norms
-from gprune.tiles import TiledGraph, screen_error
+from gprune.tiles import Screen, TiledGraph
 
 # With bfloat16 screening, where this machine has units for it or not, and without.
 SCREENS = (True, False)
@@ -79,17 +79,23 @@ def test_copies_and_zeros(screened, on, threshold):
     assert_the_same(x, threshold)
 
 
-@pytest.mark.parametrize("kind", ["alike", "apart", "extreme"])
-def test_kinds_of_features(screened, kind):
-    screened(True)
+@pytest.mark.parametrize("on", SCREENS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("kind", ["alike", "apart", "extreme", "large", "small", "uneven"])
+def test_kinds_of_features(screened, on, dtype, kind):
+    screened(on)
     x = clustered(300, 64)
     if kind == "alike":
         x = x + 4
     elif kind == "apart":
         x = torch.eye(300)
-    else:
+    elif kind == "extreme":
         x = x * torch.logspace(-37, 36, 300)[:, None]
-    assert_the_same(x, 0.5)
+    elif kind == "uneven":  # about all that a product of two tokens can hold
+        x = x * torch.logspace(-11, 16, 300)[:, None]
+    else:
+        x = x * (2.0**90 if kind == "large" else 2.0**-100)
+    assert_the_same(x.to(dtype), 0.5)
 
 
 def test_panels(screened, monkeypatch):
@@ -140,16 +146,45 @@ def test_the_screen_stays_within_its_bound(d):
     worst = 1 + 2.0**-8 + torch.zeros(64, d)
     worst *= torch.randint(0, 2, (64, d), generator=generator) * 2.0 - 1
     worst[32:] = worst[:32]
-    for x in (worst, clustered(256, d)):
+    every = slice(None)
+    for x in (worst, worst.bfloat16(), clustered(256, d), clustered(256, d).bfloat16()):
         unit = UnitRows(x)
-        half = tiles._half(unit)
         exact = unit[:].double() @ unit[:].double().T
-        screen = half.double() @ half.double().T
-        assert (screen - exact).abs().max() <= screen_error(d)
+        screen = Screen.of(unit, 0.0)
+        assert (screen.lengths is not None) == (x.dtype == torch.bfloat16)
+        product = screen.rows.double() @ screen.rows.double().T
+        if screen.lengths is not None:
+            product /= torch.outer(unit.norms, unit.norms)
+        assert (product - exact).abs().max() <= -screen.cutoff
         # What the screen lets through holds everything that reaches the threshold.
-        for threshold in (0.5, 0.9, 1.0):
-            candidates = tiles._candidates(half, half, threshold - screen_error(d))
+        for threshold in (-0.5, 0.0, 0.5, 0.9, 1.0):
+            candidates = Screen.of(unit, threshold).candidates(every, every)
             assert candidates[cosine_similarity(x) >= threshold].all()
+
+
+def test_bfloat16_features_are_screened_as_they_are_where_their_products_fit():
+    x = clustered(200, 16).bfloat16()
+    assert Screen.of(UnitRows(x), 0.5).rows is x
+    for scale in (2.0**-60, 2.0**70):
+        assert Screen.of(UnitRows(x * scale), 0.5).lengths is None
+    x[3] = 0
+    assert Screen.of(UnitRows(x), 0.5).lengths is None
+
+
+def test_groups_that_fit_share_a_tile():
+    assert tiles._packed([]) == []
+    assert tiles._packed([20, 20, 20, 20]) == [60, 20]
+    assert tiles._packed([60, 4, 1]) == [64, 1]
+    assert tiles._packed([150, 40, 128, 3]) == [64, 64, 62, 64, 64, 3]
+
+
+def test_a_tile_of_tokens_with_themselves():
+    x = clustered(300, 40)
+    unit, whole = UnitRows(x), cosine_similarity(x)
+    columns = torch.arange(7, 70)
+    for rows in (columns.flip(0), columns[::2], torch.cat([columns[1:], torch.tensor([299])])):
+        off = rows[:, None] != columns
+        assert torch.equal(unit.similarity(rows, columns)[off], whole[rows[:, None], columns][off])
 
 
 @pytest.mark.parametrize("precision", ["highest", "high", "medium"])
