@@ -161,6 +161,10 @@ class CosineRows:
         similarity.scatter_(1, own, self.alive[own])
         return similarity.view(*rows.shape, self._count)
 
+    def diagonal(self) -> Tensor:
+        """Similarity of every token with itself, [n]."""
+        return self._alive
+
     def blocks(self) -> Iterator[tuple[Tensor, Tensor]]:
         """The whole matrix, some rows at a time: which, int64 [r], and those rows, [r, n]."""
         every = torch.arange(self._count, device=self._unit.device)

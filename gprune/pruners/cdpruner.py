@@ -8,8 +8,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from gprune.graph import cosine_similarity
+from gprune import graph
+from gprune.graph import CosineRows, cosine_similarity
 from gprune.pruners.base import Pruner
+from gprune.pruners.diversity import RowReader
 from gprune.pruners.relevance import relevance
 from gprune.tokens import VisualTokens
 
@@ -48,38 +50,64 @@ class CDPruner(Pruner):
     name: ClassVar[str] = "cdpruner"
     signals: ClassVar[tuple[str, ...]] = ("text",)
 
-    def kernel(self, tokens: VisualTokens) -> Tensor:
-        """The kernel of the process, float64 [n, n]."""
+    def weights(self, tokens: VisualTokens) -> Tensor:
+        """r of every token, float64 [n]."""
         weights = relevance(tokens).double()
         weights = weights - weights.min() + LEAST
-        weights = weights / weights.max()
+        return weights / weights.max()
+
+    def kernel(self, tokens: VisualTokens) -> Tensor:
+        """The kernel of the process, float64 [n, n]."""
+        weights = self.weights(tokens)
         similarity = cosine_similarity(tokens.features).double()
         return weights[:, None] * similarity * weights
 
     def choose(self, tokens: VisualTokens, k: int) -> Tensor:
+        if len(tokens) > graph.WHOLE:
+            kernel = KernelRows(CosineRows(tokens.features), self.weights(tokens))
+            return greedy_map(kernel, k)[0].sort().values
         return greedy_map(self.kernel(tokens), k)[0].sort().values
 
 
-def greedy_map(kernel: Tensor, k: int) -> tuple[Tensor, Tensor]:
+class KernelRows:
+    """`CDPruner.kernel` row by row, for more tokens than there is memory for the whole matrix.
+
+    Indexed by tokens [r] it gives float64 [r, n], the entries of the matrix.
+    """
+
+    def __init__(self, similarity: CosineRows, weights: Tensor) -> None:
+        self.similarity = similarity
+        self.weights = weights
+
+    def __getitem__(self, rows: Tensor, /) -> Tensor:
+        return self.weights[rows].unsqueeze(1) * self.similarity[rows].double() * self.weights
+
+    def diagonal(self) -> Tensor:
+        """Of the kernel, [n]."""
+        return self.weights * self.similarity.diagonal().double() * self.weights
+
+
+def greedy_map(kernel: Tensor | KernelRows, k: int) -> tuple[Tensor, Tensor]:
     """The set of ``k`` whose kernel has the largest determinant, greedily.
 
     Args:
-        kernel: positive semidefinite, float64 [n, n].
+        kernel: positive semidefinite, float64 [n, n], or what gives its rows; k rows are read, and
+            a factor of [k, n] is held.
         k: how many to choose, 1 to n. Beyond the kernel's rank the lowest indices follow.
 
     Returns:
         int64 [k] in the order of choice, and by what each multiplied the determinant, [k].
     """
-    n = len(kernel)
-    factor = kernel.new_zeros(k, n)  # rows of the Cholesky factor, as far as it is known
+    rows = RowReader(kernel, ahead=not isinstance(kernel, Tensor))
     left = kernel.diagonal().clone()  # by what each token would multiply the determinant
+    factor = left.new_zeros(k, len(left))  # rows of the Cholesky factor, as far as it is known
     least = EXHAUSTED * left
     chosen, gains = [], []
     for step in range(k):
         following = left.argmax(keepdim=True)  # the first of several
         gain = left.index_select(0, following)
         known = factor[:step]
-        row = kernel.index_select(0, following)[0]
+        row = rows.row(following, left)
         row = row - known.index_select(1, following).mT[0] @ known
         row = torch.where(gain > 0, row / gain.sqrt(), 0)
         factor[step] = row

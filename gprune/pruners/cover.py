@@ -99,7 +99,8 @@ class GraphCover(MergingPruner):
     def centres(self, tokens: VisualTokens, k: int) -> tuple[Tensor | JointRows, Tensor]:
         """D² of every pair, or what gives its rows, and ``k`` centres in the order of choice."""
         distance, sums = self.joint(tokens)
-        return distance, farthest_first(distance, sums.argmin(), k)
+        ahead = not isinstance(distance, Tensor)
+        return distance, farthest_first(distance, sums.argmin(), k, ahead)
 
     def partition(self, tokens: VisualTokens, k: int) -> tuple[Tensor, Tensor | None]:
         distance, order = self.centres(tokens, k)

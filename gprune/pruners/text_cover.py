@@ -74,7 +74,8 @@ class TextCover(GraphCover):
         weights = weights / weights.max()  # chooses the same, and no square becomes infinite
         first = sums.masked_fill(weights < 1, torch.inf).argmin()
         weighted = WeightedRows(distance, weights.square().float())
-        return distance, farthest_first(weighted, first, k)
+        ahead = not isinstance(distance, Tensor)
+        return distance, farthest_first(weighted, first, k, ahead)
 
 
 class WeightedRows:

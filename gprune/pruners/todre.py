@@ -8,9 +8,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from gprune import graph
 from gprune.graph import cosine_similarity
 from gprune.pruners.base import Pruner
-from gprune.pruners.diversity import farthest_first
+from gprune.pruners.diversity import CosineDistance, farthest_first
 from gprune.tokens import VisualTokens
 
 
@@ -35,7 +36,19 @@ class ToDRE(Pruner):
     name: ClassVar[str] = "todre"
 
     def choose(self, tokens: VisualTokens, k: int) -> Tensor:
+        if len(tokens) > graph.WHOLE:
+            return self._choose_by_rows(tokens, k)
         distance = 1 - cosine_similarity(tokens.features)
         # Summed in float64: the order of summation must not decide between near equals.
         first = distance.sum(1, dtype=torch.float64).argmax()
         return farthest_first(distance, first, k).sort().values
+
+    @staticmethod
+    def _choose_by_rows(tokens: VisualTokens, k: int) -> Tensor:
+        """The same tokens without the n-by-n matrix."""
+        distance = CosineDistance(tokens.features)
+        sums = [
+            (1 - similarity).sum(1, dtype=torch.float64)
+            for _, similarity in distance.similarity.blocks()
+        ]
+        return farthest_first(distance, torch.cat(sums).argmax(), k, ahead=True).sort().values

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gprune import DART, DivPrune, GraphCover, RandomPruner, ToDRE, VisualTokens, graph
-from gprune.pruners.diversity import farthest_first
+from gprune.pruners.diversity import CosineDistance, farthest_first
 
 SIZES = {"n": st.integers(1, 30), "d": st.integers(1, 6), "seed": st.integers(0, 2**31 - 1)}
 
@@ -208,7 +208,7 @@ def test_tokens_of_zero_norm(method):
     assert method(2).select(VisualTokens(torch.zeros(4, 3))).tolist() == [0, 1]
 
 
-@pytest.mark.parametrize("method", [DivPrune, GraphCover, partial(GraphCover, merge=True)])
+@pytest.mark.parametrize("method", [DivPrune, GraphCover, partial(GraphCover, merge=True), ToDRE])
 @pytest.mark.parametrize("grid", [(12, 25), None])
 def test_the_same_without_the_whole_matrix(method, grid, monkeypatch):
     x = features(300, 24, 7).float()
@@ -219,3 +219,24 @@ def test_the_same_without_the_whole_matrix(method, grid, monkeypatch):
     monkeypatch.setattr(graph, "WHOLE", 100)
     for expected, actual in zip(whole, pruner.reduce_groups([tokens])[0], strict=True):
         assert expected is actual is None or torch.equal(expected, actual)
+
+
+@pytest.mark.parametrize("n", [5, 300])
+def test_rows_that_are_read_ahead_of_their_use(n):
+    """What is chosen is the same, and each product serves several choices."""
+    x = features(n, 24, 7).float()
+    x[n - n // 2 :] = x[: n // 2]  # ties
+    whole, asked = 1 - graph.cosine_similarity(x), []
+
+    class Counted(CosineDistance):
+        def __getitem__(self, row):
+            asked.append(len(row))
+            return super().__getitem__(row)
+
+    k = (n + 1) // 2
+    expected = farthest_first(whole, torch.tensor(3), k)
+    assert torch.equal(farthest_first(Counted(x), torch.tensor(3), k), expected)
+    singly = len(asked)
+    assert torch.equal(farthest_first(Counted(x), torch.tensor(3), k, ahead=True), expected)
+    assert singly == k
+    assert len(asked) - singly <= 2 + k // 4

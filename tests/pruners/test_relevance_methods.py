@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 import gprune
 from gprune import SCOPE, TRIM, CDPruner, VisualTokens, VLMPruner
-from gprune.pruners.cdpruner import greedy_map
+from gprune.graph import CosineRows
+from gprune.pruners.cdpruner import KernelRows, greedy_map
 from gprune.pruners.scope import greedy_cover
 from gprune.tokens import SIGNALS
 from tests.pruners.signals import with_signals
@@ -56,6 +57,21 @@ def test_gains_do_not_increase(n, d, seed):
     first = order[: min(n, d, 3)]
     volume = torch.linalg.det(kernel[first][:, first])
     assert math.isclose(float(volume), float(gains[: len(first)].prod()), rel_tol=1e-6)
+
+
+@pytest.mark.parametrize("d", [6, 60])  # a kernel that k exhausts, and one that it does not
+def test_cdpruner_without_the_whole_kernel(d, monkeypatch):
+    x = torch.randn(300, d, generator=torch.Generator().manual_seed(d))
+    x[::50] = 0
+    x[200:240] = x[:40]
+    tokens = VisualTokens(x, text=x[7:9])
+    whole = CDPruner(50).kernel(tokens)
+    expected = CDPruner(50).select(tokens)
+    monkeypatch.setattr(gprune.graph, "WHOLE", 100)
+    assert torch.equal(CDPruner(50).select(tokens), expected)
+    rows = KernelRows(CosineRows(x), CDPruner(50).weights(tokens))
+    assert torch.equal(rows[torch.arange(300)], whole)
+    assert torch.equal(rows.diagonal(), whole.diagonal())
 
 
 def test_cdpruner_with_a_text_tower_turns_the_sign():
