@@ -312,9 +312,9 @@ def _gathered(screen: Screen, start: int, stop: int) -> list[tuple[Tensor, Tenso
     found, first = flags.view(torch.uint8).max(1)
     rows = found.nonzero().squeeze(1)
     # Tokens whose first neighbour is the same have most neighbours in common.
-    first, order = first[rows].sort(stable=True)
-    sizes = first.unique_consecutive(return_counts=True)[1].tolist()
-    parts = torch.split(rows[order], _packed(sizes))
+    first = first[rows]
+    sizes = first.bincount()
+    parts = torch.split(rows[first.argsort(stable=True)], _packed(sizes[sizes > 0].tolist()))
     return [(part + start, _columns(flags[part], part + start)) for part in parts]
 
 
