@@ -163,7 +163,7 @@ class CosineRows:
 
     def diagonal(self) -> Tensor:
         """Similarity of every token with itself, [n]."""
-        return self._alive
+        return self.alive
 
     def blocks(self) -> Iterator[tuple[Tensor, Tensor]]:
         """The whole matrix, some rows at a time: which, int64 [r], and those rows, [r, n]."""
