@@ -142,15 +142,12 @@ class CosineRows:
     """`cosine_similarity` row by row, for more tokens than there is memory for the whole matrix.
 
     Indexed by a token [] or tokens [r] it gives float32 [n] or [r, n], the entries of the matrix.
-
-    Attributes:
-        alive: 0 for tokens of zero norm and 1 for all others, float32 [n].
     """
 
     def __init__(self, features: Tensor) -> None:
         unit = UnitRows(features)
         self._count = len(unit)
-        self.alive = (unit.norms > 0).float()
+        self._alive = (unit.norms > 0).float()
         self._unit = F.pad(unit[:], (0, 0, 0, -len(unit) % TILE))
 
     def __getitem__(self, rows: Tensor) -> Tensor:
@@ -158,12 +155,12 @@ class CosineRows:
         left = self._unit[F.pad(index, (0, -len(index) % TILE))]
         similarity = product(left, self._unit.mT)[: len(index), : self._count].clamp_(-1, 1)
         own = index.unsqueeze(1)
-        similarity.scatter_(1, own, self.alive[own])
+        similarity.scatter_(1, own, self._alive[own])
         return similarity.view(*rows.shape, self._count)
 
     def diagonal(self) -> Tensor:
-        """Similarity of every token with itself, [n]."""
-        return self.alive
+        """Similarity of every token with itself, float32 [n]: 1, or 0 where its norm is zero."""
+        return self._alive
 
     def blocks(self) -> Iterator[tuple[Tensor, Tensor]]:
         """The whole matrix, some rows at a time: which, int64 [r], and those rows, [r, n]."""

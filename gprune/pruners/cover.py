@@ -152,7 +152,7 @@ class JointRows:
 
     def __init__(self, tokens: VisualTokens, place: float) -> None:
         self.similarity = CosineRows(tokens.features)
-        self.zero = 1 - self.similarity.alive
+        self.zero = 1 - self.similarity.diagonal()
         self.place = place
         self.points = tokens.coordinates().double() if place else None
         cosine = tokens.features.new_zeros((), dtype=torch.float64)

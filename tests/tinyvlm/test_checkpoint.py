@@ -24,7 +24,7 @@ from gprune.tinyvlm.model import SHIPPED, checkpoint_folder
 from gprune.tinyvlm.packing import IGNORED, pack, said
 
 # The types that a shipped checkpoint does not answer well enough: no evidence, see its card.
-NOT_YET = {"tinyvlm": ("same_color",), "tinyvlm-siglip": ("same_color",)}
+NOT_YET = {"tinyvlm": ("same_color",), "tinyvlm-siglip": ("text", "same_color")}
 # The tower of each in transformers' terms.
 TOWERS = {"tinyvlm": "clip_vision_model", "tinyvlm-siglip": "siglip_vision_model"}
 
