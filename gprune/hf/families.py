@@ -226,7 +226,7 @@ class Llava(SquareTiles):
     """LLaVA-1.5, and the models of its class with a Pixtral tower (see `raster_of_runs`)."""
 
     def others(self, config: Any) -> int:
-        return int(config.vision_feature_select_strategy == "full")  # the CLS token
+        return cls_tokens(config)
 
     def tokens_an_image(self, config: Any) -> int | None:
         return None if has_pixtral(config) else super().tokens_an_image(config)
@@ -631,10 +631,20 @@ def raster_of_runs(
     return found
 
 
+# Vision towers whose first token is a patch.
+WITHOUT_CLS = ("siglip_vision_model", "siglip2_vision_model", "pixtral")
+
+
 def has_cls(tower: Any) -> bool:
     """Whether the first token of a vision encoder is a CLS token."""
     embeddings = getattr(tower, "embeddings", None)
     return hasattr(embeddings, "class_embedding") or hasattr(embeddings, "cls_token")
+
+
+def cls_tokens(config: Any) -> int:
+    """How many CLS tokens of a CLIP or SigLIP tower a model of LLaVA's kind hands on, 0 or 1."""
+    has = config.vision_config.model_type not in WITHOUT_CLS
+    return int(has and config.vision_feature_select_strategy == "full")
 
 
 def selected(tower: Any, config: Any, patches: Tensor) -> Tensor:

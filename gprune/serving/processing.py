@@ -35,7 +35,7 @@ from vllm.multimodal.processing import (
     PromptUpdateDetails,
 )
 
-from gprune.hf.families import patches_a_side
+from gprune.hf.families import cls_tokens, patches_a_side
 from gprune.serving.families import served_family
 from gprune.serving.images import ImagePlan
 from gprune.serving.settings import REQUEST_KEY, Settings, encode, parse_keep
@@ -230,8 +230,7 @@ class LlavaProcessor(PruningProcessor, LlavaMultiModalProcessor):
     def raster(self, size: Any, outputs: Mapping[str, Any], index: int) -> tuple[int, int, int]:
         config = self.info.get_hf_config()
         side = patches_a_side(config)
-        others = int(config.vision_feature_select_strategy == "full")  # the CLS token
-        return others + side * side, side, side
+        return cls_tokens(config) + side * side, side, side
 
 
 class CanvasProcessor(PruningProcessor):

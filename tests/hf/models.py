@@ -316,6 +316,20 @@ SPECIMENS = {
             square(8 * SIDE),
         ),
         Specimen(
+            "llava_siglip",  # no CLS token, and all of the tower's tokens are handed on
+            builder(
+                "LlavaForConditionalGeneration",
+                "LlavaConfig",
+                vision_config=lambda: _siglip(8 * SIDE),
+                text_config=_llama,
+                image_token_id=IMAGE,
+                vision_feature_layer=-1,
+                vision_feature_select_strategy="full",
+                image_seq_length=SIDE * SIDE,
+            ),
+            square(8 * SIDE),
+        ),
+        Specimen(
             "llava_next",
             builder(
                 "LlavaNextForConditionalGeneration",

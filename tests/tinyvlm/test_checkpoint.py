@@ -8,9 +8,9 @@ import torch
 from safetensors import safe_open
 from transformers import AutoModelForImageTextToText, AutoProcessor, LlavaForConditionalGeneration
 
-from gprune import UniformGridPruner
+from gprune import GPrune, UniformGridPruner
 from gprune.asking import TINY
-from gprune.tinyvlm import load
+from gprune.tinyvlm import load, make_scene
 from gprune.tinyvlm.accuracy import (
     TYPES,
     by_type,
@@ -49,11 +49,20 @@ def test_loads_with_transformers_own_classes(name):
     assert vision.model_type == TOWERS[name]
 
 
+@pytest.mark.parametrize("name", SHIPPED)
+def test_pruned_inside_transformers(name):
+    model, processor = load(name)
+    image = make_scene("test", 0, 4).draw()
+    prompt = "<image>what pattern is the background at the top?"
+    inputs = processor(images=[image], text=[prompt], return_tensors="pt")
+    with GPrune(0.25)(model) as pruned:
+        model.generate(**inputs, do_sample=False, max_new_tokens=3)
+    (group,) = pruned.kept[0]
+    assert (len(group.indices), group.size, group.grid) == (64, 256, (16, 16))
+
+
 def test_shipped_checkpoints_have_names():
     assert set(SHIPPED) | {"tiny"} == set(TINY)
-    for name in SHIPPED:
-        model, _ = load(name)
-        assert model.config.vision_config.model_type == TOWERS[name]
     with pytest.raises(ValueError, match="name='tinyvlm-dino' must be one of tinyvlm, tinyvlm-si"):
         checkpoint_folder("tinyvlm-dino")
 
