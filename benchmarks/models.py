@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -83,8 +84,8 @@ def page(shipped: Path = RESULTS, others: Path = OTHERS) -> str:
     )
     kinds, alike = on_common_types(every)
     names = ", ".join(kind.replace("_", " ") for kind in kinds)
-    lines = [head, "## The models", "", *made_how(every), "", *answered(every)]
-    lines += ["## Accuracy", "", HOW.format(count=len(kinds), kinds=names)]
+    lines = [head, "## The models", "", *made_how(every), *answered(every)]
+    lines += ["## Accuracy", "", *textwrap.wrap(HOW.format(count=len(kinds), kinds=names), 100), ""]
     for keep in KEEPS:
         lines += at_budget(alike, keep)
     return "\n".join(lines).rstrip() + "\n"
