@@ -31,6 +31,8 @@ from gprune.tinyvlm import load, make_scene
 KEEPS = (0.5, 0.25, 0.1, 7)
 MODES = ("greedy", "beams", "batch", "prefill", "failure")
 SCENES = range(3)
+# The tiny model sees no videos.
+METHODS = [name for name, method in gprune.pruners.METHODS.items() if method.scope != "video"]
 # Memory that a process may gain from its second quarter to its last: allocators keep some.
 MOST_GROWTH_MB = 30.0
 
@@ -47,7 +49,7 @@ class Case:
 
 def cases() -> Iterator[Case]:
     """Combinations in a random order, the same on every run; every second one came before."""
-    every = list(itertools.product(gprune.methods(), KEEPS, MODES, SCENES))
+    every = list(itertools.product(METHODS, KEEPS, MODES, SCENES))
     order = random.Random(0)
     seen: list[Case] = []
     while True:

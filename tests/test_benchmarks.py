@@ -164,3 +164,18 @@ def test_hard_subsets(script, tmp_path, monkeypatch):
     assert cells[-2] == f"{found['right']['uniform_grid 0.1']:.1f}"
     monkeypatch.setattr(module, "scored", None)
     module.main(2, out)
+
+
+def test_every_kind_of_soaking_case_can_be_performed_again(script):
+    """A method that is new, and sees videos alone, has to be left out."""
+    soak = script("soak")
+    model, processor = soak.load()
+    processor.tokenizer.padding_side = "left"
+    every = [soak.Case(method, 0.25, "prefill", 0) for method in soak.METHODS]
+    every += [soak.Case("graph_cover", 7, mode, 1) for mode in soak.MODES]
+    for case in every:
+        answer = soak.perform(model, processor, case)
+        assert answer == soak.perform(model, processor, case)
+        assert bool(answer) == (case.mode != "failure")
+    assert not model._forward_pre_hooks
+    assert not model._forward_hooks
