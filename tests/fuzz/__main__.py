@@ -18,14 +18,18 @@ from hypothesis import HealthCheck, Phase, given, seed, settings
 from tests.fuzz import core, edges
 
 KINDS: dict[str, tuple[Any, Callable[[Any], None]]] = {
-    "core": (core.cases(), core.check),
+    "groups": (core.cases(), core.check),
+    "videos": (core.video_cases(), core.check_video),
+    "inside": (core.inside_cases(), core.check_inside),
+    "rasters": (core.rasters(), core.check_raster),
     "images": (edges.image_files(), edges.check_image),
     "jsonl": (edges.jsonl_files(), edges.check_jsonl),
     "links": (edges.QUERIES, edges.check_link),
     "commands": (edges.command_lines(), edges.check_command),
 }
-# Shares of the cases on the edges.
-SHARES = {"images": 0.6, "jsonl": 0.15, "links": 0.1, "commands": 0.15}
+# Shares of the cases on the selection core, and of those on the edges.
+CORE = {"groups": 0.84, "videos": 0.08, "inside": 0.06, "rasters": 0.02}
+EDGES = {"images": 0.6, "jsonl": 0.15, "links": 0.1, "commands": 0.15}
 # A search remembers its cases: several small ones take less memory than one large.
 BATCH = 2000
 
@@ -62,8 +66,8 @@ def main(
 ) -> None:
     """Fuzz the selection core and the edges."""
     torch.set_num_threads(1)
-    counts = {"core": core_cases}
-    counts |= {kind: round(edge_cases * share) for kind, share in SHARES.items()}
+    counts = {kind: round(core_cases * share) for kind, share in CORE.items()}
+    counts |= {kind: round(edge_cases * share) for kind, share in EDGES.items()}
     for kind, count in counts.items():
         start = time.monotonic()
         done = run(kind, count, first_seed)
