@@ -64,6 +64,14 @@ def test_a_budget_for_each_kind():
     assert RandomPruner({"tile": 2}).select(tile).shape == (2,)
 
 
+def test_what_a_function_returns_is_checked_at_once():
+    tile = VisualTokens(torch.ones(4, 2), kind="tile")
+    with pytest.raises(TypeError, match="keep must be"):
+        budgets(lambda groups: [True], [tile])
+    (given,) = budgets(lambda groups: [np.float32(0.25)], [tile])
+    assert type(given) is float
+
+
 @pytest.mark.parametrize(
     ("keep", "error", "message"),
     [
