@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
@@ -131,16 +132,17 @@ def read_jsonl(path: Path, limit: int | None = None) -> list[Example]:
             row = json.loads(line)
             if not isinstance(row, dict):
                 raise TypeError(f"expected an object, found {type(row).__name__}")
-            images = [row["image"]] if isinstance(row["image"], str) else list(row["image"])
-            answers = [row["answer"]] if isinstance(row["answer"], str) else list(row["answer"])
+            images, answers = one_or_more(row["image"]), one_or_more(row["answer"])
             question, kind = row["question"], row.get("type", path.stem)
             strings = [*images, *answers, question, kind]
             if not images or not answers or not all(isinstance(text, str) for text in strings):
                 raise TypeError("image, question and answer must be text, or lists of text")
+            # JSON can hold half of a surrogate pair, which no tokenizer and no report can.
+            "".join(strings).encode()
             absent = [image for image in images if not (path.parent / image).is_file()]
             if absent:
                 raise ValueError(f"image {absent[0]!r} does not exist beside the file")
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, OSError, RecursionError) as error:
             reason = f"{error} is missing" if isinstance(error, KeyError) else str(error)
             raise ValueError(f"{path}, line {number} cannot be read: {reason}") from None
         files = [path.parent / image for image in images]
@@ -161,3 +163,10 @@ def read_jsonl(path: Path, limit: int | None = None) -> list[Example]:
     if not examples:
         raise ValueError(f"{path} has no examples")
     return examples
+
+
+def one_or_more(value: Any) -> list[Any]:
+    """A text in a list, or a list as it is; anything else gives an empty one."""
+    if isinstance(value, str):
+        return [value]
+    return value if isinstance(value, list) else []

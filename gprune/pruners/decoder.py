@@ -134,12 +134,12 @@ def check_layers(layers: Sequence[int], depth: int) -> tuple[int, ...]:
     """``layers`` as a tuple, once they fit a model.
 
     Raises:
-        ValueError: they are not ascending, or not from 1 to ``depth - 1``.
+        ValueError: they are not ascending whole numbers, or not from 1 to ``depth - 1``.
     """
-    given = tuple(layers)
-    if not given or list(given) != sorted(set(given)) or given[0] < 1 or given[-1] >= depth:
+    possible = tuple(layer for layer in range(1, depth) if layer in layers)
+    if not possible or tuple(layers) != possible:
         raise ValueError(
-            f"layers={given} must be ascending numbers from 1 to {depth - 1}: tokens are dropped "
-            f"before a layer, and the language model has {depth} of them, counted from 0"
+            f"layers={tuple(layers)} must be ascending whole numbers from 1 to {depth - 1}: tokens "
+            f"are dropped before a layer, and the language model has {depth}, counted from 0"
         )
-    return given
+    return possible

@@ -15,6 +15,8 @@ from gprune.pruners import METHODS, Pruner, make
 CONFIG_KEY = "gprune"
 # The key in a request's `mm_processor_kwargs`.
 REQUEST_KEY = "gprune_keep"
+# A count beyond the tokens of any image keeps them all, and has to travel as an int64.
+MOST = 2**31
 
 
 def parse_keep(keep: Any) -> Keep:
@@ -42,13 +44,13 @@ def whole(budget: Budget) -> Budget:
 def encode(keep: Keep) -> tuple[int, ...]:
     """A budget for each of `KINDS` as an integer, so that every process computes the same count.
 
-    A share is in parts per million, a count negative, a kind without budget 0.
+    A share is in parts per million, a count negative and at most `MOST`, a kind without budget 0.
     """
     assert not callable(keep)
     given = keep if isinstance(keep, Mapping) else dict.fromkeys(KINDS, keep)
 
     def number(budget: Budget) -> int:
-        return -budget if isinstance(budget, int) else max(1, parts_per_million(budget))
+        return -min(budget, MOST) if isinstance(budget, int) else max(1, parts_per_million(budget))
 
     return tuple(number(given[kind]) if kind in given else 0 for kind in KINDS)
 
@@ -91,6 +93,11 @@ class Settings:
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        if not isinstance(self.method, str) or not isinstance(self.options, Mapping):
+            raise TypeError(
+                f"method={self.method!r} must be a name and options={self.options!r} a mapping, "
+                'such as {"threshold": 0.7}'
+            )
         object.__setattr__(self, "keep", parse_keep(self.keep))
         self.require_features_only()
 
@@ -124,7 +131,12 @@ class Settings:
                 f"method {self.method!r} needs more than the projected features of one image, "
                 f"which is what the vLLM plugin has; choose one of {served}"
             )
-        self.pruner(encode(1.0))
+        try:
+            self.pruner(encode(1.0))
+        except TypeError as error:  # an option that there is not, or of another type
+            raise TypeError(
+                f"options={dict(self.options)!r} do not suit {self.method}: {error}"
+            ) from None
 
     def label(self) -> str:
         """Method, options and gprune's version: with a request's keep, what a result depends on."""

@@ -244,7 +244,12 @@ def test_other_settings_in_the_same_folder_are_refused(jsonl, tmp_path):
             '{"image": "a.png", "question": "wh\xe4t?", "answer": "3"}',
             "line 2 cannot be read: 'utf",
         ),
+        ('{"image": "a.png", "question": "\\ud800", "answer": "3"}', "surrogates not allowed"),
+        ('{"image": {"a.png": 1}, "question": "what?", "answer": "3"}', "must be text"),
+        ('{"image": "%s", "question": "what?", "answer": "3"}' % ("a" * 5000), "too long"),
+        ("[" * 100_000, "line 2 cannot be read: maximum recursion depth"),
     ],
+    ids=range(11),
 )
 def test_bad_lines_are_named(tmp_path, line, message):
     path = tmp_path / "bad.jsonl"

@@ -145,6 +145,7 @@ def test_budgets_for_groups_are_refused(method, keep):
     [
         (lambda: FastV(0.5, layer=0), "layer=0 must be at least 1"),
         (lambda: FastV(0.5, layer=9).stages(4), r"layers=\(9,\)"),
+        (lambda: FastV(0.5, layer=2.5).stages(4), r"layers=\(2.5,\) must be .*whole"),
         (lambda: FastV(0.5).stages(2), "from 1 to 1"),
         (lambda: PyramidDrop(0.5, layers=(3, 2)).stages(8), "ascending"),
         (lambda: PyramidDrop(0.5, layers=()).stages(8), r"layers=\(\)"),

@@ -14,6 +14,7 @@ import gprune
 from gprune import UnsupportedModelError, UnsupportedVersionError, kept_count
 from gprune.budget import KINDS
 from gprune.serving.families import SERVED, served_family
+from gprune.serving.images import ImagePlan
 from gprune.serving.settings import Settings, decode, encode, parse_keep, served_methods
 from gprune.serving.versions import OVERRIDE, is_tested, require_tested_vllm
 
@@ -28,6 +29,13 @@ def test_a_share_travels_without_changing_a_count(keep: float, n: int) -> None:
 @given(st.integers(1, 10**6), st.integers(1, 5000))
 def test_a_count_travels(keep: int, n: int) -> None:
     assert kept_count(n, decode(encode(keep))["image"]) == kept_count(n, keep)
+
+
+def test_a_count_beyond_every_image_travels_and_keeps_everything() -> None:
+    keep = encode(parse_keep(10**30))
+    plan = ImagePlan(100, 10, 10, keep)
+    assert ImagePlan.from_tensor(plan.to_tensor()) == plan
+    assert kept_count(10**6, decode(keep)["image"]) == 10**6
 
 
 def test_budgets_by_kind_travel() -> None:
@@ -86,10 +94,16 @@ def test_served_methods_are_most_of_those_without_signals() -> None:
         ({"keep": 2.5}, "keep=2.5"),
         ({"keep": 0.5, "method": "gprun"}, "did you mean 'gprune'"),
         ({"keep": 0.5, "options": {"threshold": 7}}, "threshold"),
+        ({"keep": 0.5, "options": [7]}, r"options=\[7\] a mapping"),
+        ({"keep": 0.5, "options": None}, "options=None a mapping"),
+        ({"keep": 0.5, "method": []}, r"method=\[\] must be a name"),
+        ({"keep": 0.5, "options": {"threshold": "7"}}, "options=.*do not suit gprune"),
+        ({"keep": 0.5, "options": {"threshold": [7]}}, "options=.*do not suit gprune"),
+        ({"keep": 0.5, "options": {"keep": 1}}, "options=.*do not suit gprune"),
     ],
 )
 def test_wrong_settings_say_what_to_write(given_settings: Any, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((TypeError, ValueError), match=message):
         Settings.from_config(SimpleNamespace(gprune=given_settings))
 
 
