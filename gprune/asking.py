@@ -101,7 +101,7 @@ def shown_to(processor: Any, outcome: Outcome, picture: Image.Image) -> Image.Im
     ``picture`` is that image as it was given, for models that take it as patches.
     """
     pixels = outcome.inputs["pixel_values"]  # [images, 3, h, w], with tiles [images, tiles, ...]
-    if pixels.ndim == 2:
+    if pixels.ndim < 4:  # patches, of all images in one row or image by image
         return picture
     return seen_image(processor, pixels[0] if pixels.ndim == 4 else pixels[0, 0])
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
+from PIL import Image
 
-from gprune.asking import TINY, load_model
+from gprune.asking import TINY, load_model, shown_to
 from gprune.tinyvlm import load
 
 
@@ -34,3 +37,20 @@ def test_a_folder_of_that_name_is_asked_for_by_its_path(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=r"model '\./tiny' cannot be loaded"):
         load_model("./tiny", "cpu", "float32")
     load_model("tiny", "cpu", "float32")
+
+
+@pytest.mark.parametrize("shape", [(12, 48), (1, 12, 48)])
+def test_models_that_take_patches_are_shown_the_picture(shape):
+    """Qwen's come in one row, Gemma 4's and LFM2-VL's image by image."""
+    picture = Image.new("RGB", (9, 9))
+    outcome = SimpleNamespace(inputs={"pixel_values": torch.zeros(shape)})
+    assert shown_to(None, outcome, picture) is picture
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 4, 5), (1, 2, 3, 4, 5)])
+def test_models_that_take_pixels_are_shown_what_they_see(shape):
+    image_processor = SimpleNamespace(image_mean=[0.5] * 3, image_std=[0.5] * 3)
+    outcome = SimpleNamespace(inputs={"pixel_values": torch.ones(shape)})
+    shown = shown_to(SimpleNamespace(image_processor=image_processor), outcome, None)
+    assert shown.size == (5, 4)
+    assert shown.getpixel((0, 0)) == (255, 255, 255)

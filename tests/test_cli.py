@@ -17,12 +17,14 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from typer.testing import CliRunner
 
 import gprune
+from gprune import viz
 from gprune.cli import app, parse_keep
+from gprune.comparison import Settings
 from gprune.prompts import open_image
 from gprune.pruners import METHODS, group_methods
 from gprune.tinyvlm import make_scene
 from gprune.tinyvlm.model import checkpoint_folder
-from tests.hf.models import SPECIMENS
+from tests.folders import save_llava_next
 
 TINY = str(checkpoint_folder())
 
@@ -109,32 +111,7 @@ def test_run_on_a_local_checkpoint(tmp_path, picture):
 
 def test_run_several_images_without_a_chat_template(tmp_path, picture):
     """LLaVA-NeXT, a plain prompt and two pictures of different shapes."""
-    from transformers import CLIPImageProcessorPil, LlavaNextProcessor  # noqa: F401
-    from transformers.models.llava_next.image_processing_pil_llava_next import (
-        LlavaNextImageProcessorPil,
-    )
-
-    from gprune.tinyvlm.vocabulary import build_tokenizer
-
-    tokenizer = build_tokenizer()
-    model = SPECIMENS["llava_next"].build()
-    model.config.image_token_id = tokenizer.convert_tokens_to_ids("<image>")
-    model.resize_token_embeddings(len(tokenizer))
-    model.config.architectures = ["LlavaNextForConditionalGeneration"]
-    images = LlavaNextImageProcessorPil(
-        size={"shortest_edge": 32},
-        crop_size={"height": 32, "width": 32},
-        image_grid_pinpoints=model.config.image_grid_pinpoints,
-    )
-    processor = LlavaNextProcessor(
-        images,
-        tokenizer,
-        patch_size=8,
-        vision_feature_select_strategy="default",
-        num_additional_image_tokens=1,
-    )
-    model.save_pretrained(tmp_path / "next")
-    processor.save_pretrained(tmp_path / "next")
+    save_llava_next(tmp_path / "next")
     wide = tmp_path / "wide.png"
     Image.new("RGB", (90, 30), (200, 30, 30)).save(wide)
     result = as_json(
@@ -398,6 +375,34 @@ def test_app_shows_the_shipped_model(monkeypatch, options):
     (asker,) = shown
     assert asker.tiny
     assert (asker.name, asker.max_new_tokens) == ("gprune's tiny VLM", None)
+
+
+def test_app_shows_another_model(monkeypatch, tmp_path):
+    """A LLaVA-NeXT from a folder: any words, an uploaded picture, a thumbnail before its tiles."""
+    folder = tmp_path / "next"
+    save_llava_next(folder)
+    shown = []
+    page = SimpleNamespace(
+        launch=lambda asker, *settings: shown.append(asker), temporary_files=nullcontext
+    )
+    monkeypatch.setitem(sys.modules, "gprune.app", page)
+    monkeypatch.setattr("gprune.cli.require_module", lambda name, extra: None)
+    assert call("app", "--model", folder, "--max-new-tokens", 3).exit_code == 0
+    (asker,) = shown
+    assert (asker.tiny, asker.name, asker.max_new_tokens) == (False, str(folder), 3)
+    methods = ("gprune", "tome", "visionzip", "fastv")
+    settings = Settings("what is a dog?", methods, 0.25, None)
+    *_, last = asker.compare(settings, Image.new("RGB", (90, 30), (200, 30, 30)))
+    assert len(last.tokens) == 16  # the thumbnail's
+    assert last.expected is None
+    for column in last.columns:
+        assert column.refusal is None, column.method
+        assert column.overlay.size == viz.enlarged(last.shown).size
+        assert column.times.full_ms > 0
+        assert column.saving.kept_tokens < column.saving.visual_tokens
+    assert [len(column.kept) for column in last.columns[:3]] == [4, 4, 4]
+    _, words = last.graph(last.token_at(1, 1), 0.5)
+    assert "**Token 0**" in words
 
 
 @pytest.mark.parametrize(

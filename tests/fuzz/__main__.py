@@ -26,10 +26,13 @@ KINDS: dict[str, tuple[Any, Callable[[Any], None]]] = {
     "jsonl": (edges.jsonl_files(), edges.check_jsonl),
     "links": (edges.QUERIES, edges.check_link),
     "commands": (edges.command_lines(), edges.check_command),
+    "keeps": (edges.WORDS, edges.check_keep),
+    "serving": (edges.SERVING, edges.check_serving),
 }
 # Shares of the cases on the selection core, and of those on the edges.
 CORE = {"groups": 0.84, "videos": 0.08, "inside": 0.06, "rasters": 0.02}
-EDGES = {"images": 0.6, "jsonl": 0.15, "links": 0.1, "commands": 0.15}
+EDGES = {"images": 0.5, "jsonl": 0.15, "links": 0.1, "commands": 0.15, "keeps": 0.03}
+EDGES["serving"] = 0.07
 # A search remembers its cases: several small ones take less memory than one large.
 BATCH = 2000
 

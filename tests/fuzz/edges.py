@@ -6,8 +6,10 @@ import io
 import json
 import struct
 import tempfile
+import traceback
 import zlib
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from urllib.parse import parse_qsl
 
@@ -15,12 +17,17 @@ from hypothesis import strategies as st
 from PIL import Image
 from typer.testing import CliRunner
 
-from gprune.cli import app
+import gprune
+from gprune import kept_count
+from gprune.cli import app, parse_keep
 from gprune.comparison import Settings
 from gprune.evaluation.tasks import read_jsonl
 from gprune.prompts import open_image
+from gprune.serving import settings as serving
+from gprune.serving.images import ImagePlan
 
 MOST_PIXELS = 200_000
+GPRUNE = str(Path(gprune.__file__).parent)
 MODES = {
     "PNG": ("1", "L", "P", "RGB", "RGBA", "LA", "I;16"),
     "JPEG": ("L", "RGB", "CMYK"),
@@ -33,6 +40,15 @@ MODES = {
 SIZES = ((1, 1), (1, 10_000), (10_000, 1), (7, 5), (64, 48), (600, 400))
 TURNED = (5, 6, 7, 8)  # EXIF orientations that swap width and height
 ORIENTATION = 0x0112
+
+
+def check_refusal(error: Exception, naming: str = "") -> None:
+    """The library raised it by a sentence of its own, not Python or torch inside it."""
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    ours = last.filename.startswith(GPRUNE) and (last.line or "").startswith("raise ")
+    assert ours, repr(error)
+    assert len(str(error)) > 20
+    assert naming in str(error)
 
 
 def bomb(width: int, height: int) -> bytes:
@@ -157,7 +173,10 @@ def jsonl_files(draw: st.DrawFn) -> tuple[bytes, int | None]:
 
 
 def is_example(value: Any) -> bool:
-    return isinstance(value, dict) and {"image", "question", "answer"} <= set(value)
+    """Whether a file may hold it: its fields are there, and texts or lists."""
+    if not isinstance(value, dict) or not {"image", "question", "answer"} <= set(value):
+        return False
+    return all(isinstance(value[name], str | list) for name in ("image", "answer"))
 
 
 def check_jsonl(case: tuple[bytes, int | None]) -> None:
@@ -179,6 +198,21 @@ def check_jsonl(case: tuple[bytes, int | None]) -> None:
         return
     assert count is not None, "a broken file was read"
     assert len(examples) == count
+
+
+def check_any_jsonl(data: bytes) -> None:
+    """Every line of a file that is read was JSON with the fields; other files are refused."""
+    try:
+        rows = [json.loads(line) for line in data.split(b"\n") if line.strip()]
+    except (ValueError, RecursionError):
+        rows = []
+    whole = rows and all(map(is_example, rows))
+    try:
+        check_jsonl((data, len(rows) if whole else None))
+    except AssertionError as error:
+        # Its pictures may be absent, its lists empty or of something else.
+        if not whole or "a whole file was refused" not in str(error):
+            raise
 
 
 QUERIES = st.dictionaries(
@@ -263,3 +297,43 @@ def check_command(words: list[str]) -> None:
     assert result.exit_code in (0, 2), (words, result.exit_code)
     if result.exit_code == 2:
         assert len(result.stderr) > 10
+
+
+def check_keep(text: str) -> None:
+    """A budget from a command line keeps something of every image, or is refused by name."""
+    try:
+        keep = gprune.make("random", parse_keep(text)).keep
+    except ValueError as error:
+        check_refusal(error, "keep=")
+        return
+    for n in (1, 7, 576):
+        assert 1 <= kept_count(n, keep) <= n
+
+
+SERVING = st.fixed_dictionaries(
+    {},
+    optional={
+        "keep": st.sampled_from((0.5, 1, 64, 10**30, {"tile": 0.5}, {"image": 1, "x": 2})) | JSON,
+        "method": st.sampled_from(("gprune", "random", "fastv", "trim", "recommended", "x")) | JSON,
+        "options": st.dictionaries(st.sampled_from(("threshold", "seed", "keep", "x")), JSON)
+        | JSON,
+        "x": JSON,
+    },
+)
+
+
+def check_serving(value: Any) -> None:
+    """What JSON tells a server is taken and travels as it is, or is refused with a sentence."""
+    try:
+        settings = serving.Settings.from_config(SimpleNamespace(gprune=value))
+    except (TypeError, ValueError) as error:
+        check_refusal(error)
+        return
+    assert set(value) <= {"keep", "method", "options"}
+    assert settings.label()
+    numbers = serving.encode(settings.keep)
+    plan = ImagePlan(576, 24, 24, numbers)
+    assert ImagePlan.from_tensor(plan.to_tensor()) == plan
+    for kind, budget in serving.decode(numbers).items():
+        given = value["keep"][kind] if isinstance(value["keep"], dict) else value["keep"]
+        assert kept_count(576, budget) == kept_count(576, 1.0 if given == 1 else given)

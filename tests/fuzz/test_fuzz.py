@@ -8,7 +8,8 @@ from hypothesis import HealthCheck, given, settings
 from tests.fuzz.__main__ import KINDS
 
 COUNTS = {"groups": 400, "videos": 100, "inside": 100, "rasters": 60}
-COUNTS |= {"images": 100, "jsonl": 60, "links": 60, "commands": 60}
+COUNTS |= {"images": 100, "jsonl": 60, "links": 60, "commands": 60, "keeps": 60}
+COUNTS["serving"] = 100
 
 
 @pytest.mark.parametrize("kind", KINDS)

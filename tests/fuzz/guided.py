@@ -1,0 +1,90 @@
+"""Coverage-guided fuzzing of the edges: python -m tests.fuzz.guided images -runs=10000
+
+atheris (libFuzzer) sees which branches of gprune and Pillow an input reaches, and goes on from
+those that reach new ones. What follows the name of the target is libFuzzer's: `-runs`, `-seed`, a
+folder that keeps what was found. Ends with the failing input in a file, `crash-…`.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from urllib.parse import parse_qsl
+
+import atheris
+
+with atheris.instrument_imports(include=["gprune", "PIL"]):
+    from hypothesis import given, settings
+
+    from tests.fuzz import edges
+
+
+def check_image(data: bytes) -> None:
+    edges.check_image((data, None))
+
+
+def check_link(data: bytes) -> None:
+    edges.check_link(dict(parse_qsl(data.decode("utf-8", "replace"), keep_blank_values=True)))
+
+
+def check_keep(data: bytes) -> None:
+    edges.check_keep(data.decode("utf-8", "replace"))
+
+
+def check_serving(data: bytes) -> None:
+    try:
+        value = json.loads(data)
+    except (ValueError, RecursionError):
+        return  # vLLM's own to refuse
+    edges.check_serving(value)
+
+
+@settings(database=None, deadline=None)
+@given(edges.command_lines())
+def check_command(words: list[str]) -> None:
+    """Bytes become command lines as Hypothesis makes them: others could start a server."""
+    edges.check_command(words)
+
+
+ROW = {"image": "a.png", "question": "what?", "answer": ["1", "2"], "type": "count"}
+SERVED = {"keep": {"tile": 0.5, "image": 64}, "method": "gprune", "options": {"threshold": 0.7}}
+# What each target is given, and what it begins with.
+TARGETS: dict[str, tuple[Callable[[bytes], object], list[bytes]]] = {
+    "images": (
+        check_image,
+        [
+            edges.encoded(kind, mode, (7, 5), orientation, animated)
+            for kind, modes in edges.MODES.items()
+            for mode in modes
+            for orientation, animated in ((1, False), (6, True))
+        ],
+    ),
+    "jsonl": (edges.check_any_jsonl, [json.dumps(ROW).encode(), b"[]\n{}\n1"]),
+    "links": (check_link, [b"question=what%3F&methods=gprune%2Ctome&keep=0.25&scene=4"]),
+    "keeps": (check_keep, [b"0.36", b"64", b"1"]),
+    "serving": (check_serving, [json.dumps(SERVED).encode(), b'{"keep": 0.36}']),
+    "commands": (check_command.hypothesis.fuzz_one_input, [bytes(range(256))]),
+}
+
+
+def main(arguments: list[str]) -> None:
+    """Fuzzes the target that is named first; never returns."""
+    if not arguments or arguments[0] not in TARGETS:
+        raise SystemExit(f"name one of {', '.join(TARGETS)}, then libFuzzer's options")
+    check, seeds = TARGETS[arguments[0]]
+    with tempfile.TemporaryDirectory() as folder:
+        for number, seed in enumerate(seeds):
+            (Path(folder) / str(number)).write_bytes(seed)
+
+        def one_input(data: bytes) -> None:
+            check(data)
+
+        atheris.Setup([sys.argv[0], *arguments[1:], folder], one_input)
+        atheris.Fuzz()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
