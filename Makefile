@@ -7,7 +7,7 @@ export TRANSFORMERS_VERBOSITY ?= error
 export HF_HUB_OFFLINE ?= 1
 
 .PHONY: demo app test test-oldest test-app test-lmms test-vllm lint train train-siglip bench bench-check
-.PHONY: performance figures wheel docs audit sbom soak fuzz clean
+.PHONY: performance figures wheel docs audit sbom soak fuzz fuzz-guided mutants clean
 demo: .venv/ready
 	$(RUN)/gprune demo
 
@@ -138,5 +138,25 @@ soak: .venv/ready
 fuzz: .venv/ready
 	$(RUN)/python -m tests.fuzz --core 100000 --edges 10000
 
+# One edge with coverage as its guide: make fuzz-guided TARGET=images RUNS=100000
+fuzz-guided: .venv/fuzz/ready
+	PYTHONPATH=.venv/fuzz $(RUN)/python -m tests.fuzz.guided $(or $(TARGET),jsonl) \
+		-runs=$(or $(RUNS),10000)
+
+.venv/fuzz/ready: requirements-fuzz.lock .venv/ready
+	$(RUN)/pip install --quiet --disable-pip-version-check --no-deps --upgrade \
+		--target .venv/fuzz -r requirements-fuzz.lock
+	touch $@
+
+# Do the tests notice a changed operator? Hours for all; one module: make mutants ONLY='gprune.budget*'
+mutants: .venv/mutants/ready
+	PYTHONPATH=.venv/mutants $(RUN)/python -m mutmut run $(if $(ONLY),'$(ONLY)')
+	PYTHONPATH=.venv/mutants $(RUN)/python -m mutmut results
+
+.venv/mutants/ready: requirements-mutants.lock .venv/ready
+	$(RUN)/pip install --quiet --disable-pip-version-check --no-deps --upgrade \
+		--target .venv/mutants -r requirements-mutants.lock
+	touch $@
+
 clean:
-	rm -rf .venv .venv-vllm out dist site
+	rm -rf .venv .venv-vllm out dist site mutants

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gprune import SimilarityGraph
-from gprune.graph import BLOCK, TILE, cosine_similarity
+from gprune.graph import BLOCK, TILE, CosineRows, UnitRows, cosine_similarity, token_norms
 
 
 def features(n, d, seed=0, **options):
@@ -33,6 +33,40 @@ def test_similarity_of_extreme_norms(scale):
     assert (near - cosine_similarity(x)).abs().max() < (1e-2 if scale < 1e-38 else 1e-6)
 
 
+def test_rounding_leaves_no_cosine_beyond_one():
+    x = features(40, 33)
+    x = torch.cat([x, x, -x])  # products of copies round to above 1 for some, below for others
+    whole = cosine_similarity(x)
+    every = torch.arange(120)
+    for similarity in (whole, CosineRows(x)[every], UnitRows(x).similarity(every, every)):
+        assert similarity.max() == 1
+        assert similarity.min() == -1
+    assert torch.equal(CosineRows(x)[every], whole)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+def test_every_dtype_is_compared_in_float32_by_float64_norms(dtype):
+    x = features(9, 40).to(dtype)
+    similarity = cosine_similarity(x)
+    assert similarity.dtype == torch.float32
+    assert (similarity - cosine_similarity(x.float())).abs().max() < 1e-6
+    norms = token_norms(x)
+    assert norms.dtype == torch.float64
+    assert torch.allclose(norms, x.double().square().sum(1).sqrt(), rtol=1e-14)
+
+
+def test_what_the_caller_allows_for_products_is_not_used_and_stays():
+    x = features(64, 96)
+    expected = cosine_similarity(x)
+    matmul = torch.backends.mkldnn.matmul
+    before, matmul.fp32_precision = matmul.fp32_precision, "bf16"
+    try:
+        assert torch.equal(cosine_similarity(x), expected)
+        assert matmul.fp32_precision == "bf16"
+    finally:
+        matmul.fp32_precision = before
+
+
 def test_similarity_of_zero_is_zero():
     x = features(5, 8)
     x[2] = 0
@@ -46,7 +80,7 @@ def test_an_entry_depends_on_its_two_tokens_alone():
     """Not on their places, nor on what else is there, nor on the number of threads."""
     threads = torch.get_num_threads()
     try:
-        for n, d in [(5, 3), (40, 17), (200, 192), (600, 64)]:
+        for n, d in [(5, 3), (33, 192), (40, 17), (200, 192), (600, 64)]:
             x = features(n, d)
             whole = cosine_similarity(x)
             order = torch.randperm(n, generator=torch.Generator().manual_seed(1))
@@ -75,6 +109,46 @@ def test_transition_is_the_row_softmax_over_edges(n, threshold, temperature, ste
     spread = graph.propagate(start, steps)
     assert np.allclose(spread.numpy(), power, rtol=1e-4)
     assert torch.isclose(spread.sum(), start.sum())  # mass is conserved
+
+
+def test_more_rows_than_a_block_in_a_batch():
+    """The graph by its definition, where it is built in two passes."""
+    x = torch.stack([features(BLOCK + 3, 6, seed=seed) for seed in (0, 1)])
+    x[1, 4] = x[1, BLOCK + 1]
+    graph = SimilarityGraph.build(x, 0.5, 0.1)
+    similarity = cosine_similarity(x)
+    edge = similarity >= 0.5
+    assert torch.equal(graph.degree, edge.sum(-1))
+    assert (graph.weights - torch.exp((similarity - 1) / 0.1) * edge).abs().max() < 1e-6
+    first = torch.arange(BLOCK + 3).repeat(2, 1)
+    first[1, BLOCK + 1] = 4
+    assert torch.equal(graph.first_copy, first)
+
+
+def test_tokens_of_zero_norm_have_no_edge():
+    x = features(6, 4)
+    x[[1, 4]] = 0
+    graph = SimilarityGraph.build(x, -1.0, 0.1)  # every cosine reaches it
+    assert graph.degree.tolist() == [4, 0, 4, 4, 0, 4]
+    assert not graph.weights[1].any()
+    assert not graph.transition()[1].any()
+    assert graph.row_sums().dtype == torch.float64
+    assert graph.row_sums()[[1, 4]].tolist() == [1, 1]
+    assert graph.propagate(torch.ones(6), 0).tolist() == [1, 0, 1, 1, 0, 1]
+    assert graph.first_copy.tolist() == [0, 1, 2, 3, 1, 5]
+
+
+def test_a_cosine_that_equals_the_threshold_is_an_edge():
+    assert SimilarityGraph.build(torch.eye(3), 0.0, 0.1).degree.tolist() == [3, 3, 3]
+    assert SimilarityGraph.build(torch.eye(3), 1.0, 0.1).degree.tolist() == [1, 1, 1]
+
+
+def test_norms_do_not_decide_edges():
+    x = features(20, 6)
+    graph, small = (SimilarityGraph.build(part, 0.2, 0.1) for part in (x, x * 2.0**-20))
+    assert torch.equal(graph.weights, small.weights)
+    assert torch.equal(graph.degree, small.degree)
+    assert torch.equal(graph.norms, small.norms * 2.0**20)
 
 
 def test_ragged_groups_in_a_padded_batch():
@@ -110,6 +184,21 @@ def test_first_copy_is_exact():
     assert torch.equal(first, expected)
 
 
+def test_a_copy_of_padding_or_of_a_multiple_is_none():
+    x = features(6, 8)
+    x[1] = 2 * x[2]  # parallel, and before
+    x[4] = x[2]
+    x[5] = x[3]
+    valid = torch.tensor([True, True, True, False, True, True])
+    first = SimilarityGraph.build(x, 0.5, 0.03, valid).first_copy
+    assert first.tolist() == [0, 1, 2, 3, 2, 5]
+
+
+def test_ties_of_neighbours_go_to_the_lowest_index():
+    graph = SimilarityGraph.build(torch.ones(300, 2), 0.5, 0.03)
+    assert graph.neighbours(7, 400).tolist() == [*range(7), *range(8, 300)]
+
+
 def test_neighbours():
     x = torch.tensor([[1.0, 0.0], [0.9, 0.1], [0.8, 0.3], [0.0, 1.0], [0.9, 0.1]])
     graph = SimilarityGraph.build(x, 0.5, 0.03)
@@ -122,6 +211,7 @@ def test_neighbours():
     ("options", "message"),
     [
         ({"threshold": 1.5}, "threshold=1.5"),
+        ({"threshold": -1.5}, "threshold=-1.5"),
         ({"threshold": float("nan")}, "threshold=nan"),
         ({"temperature": 0.0}, "temperature=0.0"),
         ({"temperature": float("inf")}, "temperature=inf"),
@@ -130,3 +220,10 @@ def test_neighbours():
 def test_bad_parameters(options, message):
     with pytest.raises(ValueError, match=message):
         SimilarityGraph.build(features(3, 3), **{"threshold": 0.5, "temperature": 0.1, **options})
+
+
+@pytest.mark.parametrize("iterations", [-1, 1.5, True])
+def test_bad_iterations(iterations):
+    graph = SimilarityGraph.build(features(3, 3), 0.5, 0.1)
+    with pytest.raises(ValueError, match=f"iterations={iterations}"):
+        graph.propagate(torch.ones(3), iterations)

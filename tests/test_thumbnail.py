@@ -62,6 +62,12 @@ def test_what_cannot_be_apportioned(total, weights, sizes):
         apportion(total, weights, sizes)
 
 
+@pytest.mark.parametrize(("weights", "sizes"), [([1], [2, 2]), ([1, 1], [2])])
+def test_every_size_needs_a_weight(weights, sizes):
+    with pytest.raises(ValueError, match="zip"):
+        apportion(2, weights, sizes)
+
+
 def expected_counts(signal: np.ndarray, canvas: tuple[int, int], keep, temperature) -> list[int]:
     """The paper's ratios for tiles that divide a canvas evenly."""
     down, across = (-(-cells // side) for cells, side in zip(canvas, signal.shape, strict=True))
