@@ -1,15 +1,14 @@
 """Coverage-guided fuzzing of the edges: python -m tests.fuzz.guided images -runs=10000
 
 atheris (libFuzzer) sees which branches of gprune and Pillow an input reaches, and goes on from
-those that reach new ones. What follows the name of the target is libFuzzer's: `-runs`, `-seed`, a
-folder that keeps what was found. Ends with the failing input in a file, `crash-…`.
+those that reach new ones; they are kept in out/fuzz, where the next run begins. What follows the
+name of the target is libFuzzer's: `-runs`, `-seed`. Ends with the failing input in a file there.
 """
 
 from __future__ import annotations
 
 import json
 import sys
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import parse_qsl
@@ -49,6 +48,7 @@ def check_command(words: list[str]) -> None:
     edges.check_command(words)
 
 
+FOUND = Path("out/fuzz")
 ROW = {"image": "a.png", "question": "what?", "answer": ["1", "2"], "type": "count"}
 SERVED = {"keep": {"tile": 0.5, "image": 64}, "method": "gprune", "options": {"threshold": 0.7}}
 # What each target is given, and what it begins with.
@@ -75,15 +75,18 @@ def main(arguments: list[str]) -> None:
     if not arguments or arguments[0] not in TARGETS:
         raise SystemExit(f"name one of {', '.join(TARGETS)}, then libFuzzer's options")
     check, seeds = TARGETS[arguments[0]]
-    with tempfile.TemporaryDirectory() as folder:
-        for number, seed in enumerate(seeds):
-            (Path(folder) / str(number)).write_bytes(seed)
+    folder = FOUND / arguments[0]
+    folder.mkdir(parents=True, exist_ok=True)
+    for number, seed in enumerate(seeds):
+        (folder / f"seed-{number}").write_bytes(seed)
 
-        def one_input(data: bytes) -> None:
-            check(data)
+    def one_input(data: bytes) -> None:
+        check(data)
 
-        atheris.Setup([sys.argv[0], *arguments[1:], folder], one_input)
-        atheris.Fuzz()
+    atheris.Setup(
+        [sys.argv[0], f"-artifact_prefix={FOUND}/", *arguments[1:], str(folder)], one_input
+    )
+    atheris.Fuzz()
 
 
 if __name__ == "__main__":
