@@ -149,6 +149,7 @@ def test_norms_do_not_decide_edges():
     assert torch.equal(graph.weights, small.weights)
     assert torch.equal(graph.degree, small.degree)
     assert torch.equal(graph.norms, small.norms * 2.0**20)
+    assert torch.equal(CosineRows(x * 2.0**-20)[torch.arange(20)], cosine_similarity(x))
 
 
 def test_ragged_groups_in_a_padded_batch():
