@@ -233,6 +233,8 @@ class PrunedModel:
                 "tokens; pass input_ids with pixel_values instead"
             )
         cache = call.get("past_key_values")
+        if isinstance(cache, PrunedCache) and cache.weights is not None:
+            self._require_weights()
         past = 0 if cache is None else int(cache.get_seq_length())
         visual, used = self._encoded(call)
         positions: Any = call.get("position_ids")
@@ -458,6 +460,15 @@ class PrunedModel:
         for group, (indices, members) in zip(divided, reduced, strict=True):
             stands[group.rows[indices]] = standing_for(indices, members)
         return ImageChoice(rows, whole[rows], groups, stands)
+
+    def _require_weights(self) -> None:
+        """Raises ValueError where a cache's keys count for several and the method's do not."""
+        if not self.pruner.proportional:
+            raise ValueError(
+                "past_key_values was pruned by a method whose tokens count for those they stand "
+                f"for, which {self.pruner.name} would forget; continue it inside "
+                "`with WeightedCover(keep)(model):`, or start from an empty cache"
+            )
 
     def _require_merging(self) -> None:
         """Raises UnsupportedModelError where the model cannot be given means."""

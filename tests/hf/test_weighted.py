@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from gprune import GraphCover, WeightedCover
+from gprune import GraphCover, WeightedCover, WeightedGPrune
 from gprune.errors import UnsupportedModelError
 from gprune.hf.weighted import FAMILIES, causal, weighted
 from gprune.pruners.base import standing_for
@@ -222,6 +222,23 @@ def test_a_mask_in_four_dimensions_is_refused_after_a_pruned_prefill():
         mask = torch.zeros(1, 1, 1, cache.get_seq_length() + 1)
         with pytest.raises(ValueError, match="attention_mask must be a 2-D tensor"):
             model(input_ids=torch.tensor([[5]]), past_key_values=cache, attention_mask=mask)
+
+
+def test_a_weighted_cache_is_not_continued_without_weights():
+    family = SPECIMENS["llava"]
+    model = family.build()
+    batch = make_batch(family, model, [1])
+    with WeightedCover(0.5)(model), torch.no_grad():
+        cache = model(**batch.inputs).past_key_values
+    more = torch.tensor([[5]])
+    with torch.no_grad():
+        with (
+            GraphCover(0.5)(model),
+            pytest.raises(ValueError, match="graph_cover would forget; continue it inside"),
+        ):
+            model(input_ids=more, past_key_values=cache)
+        with WeightedGPrune(0.2)(model):
+            model(input_ids=more, past_key_values=cache)
 
 
 def test_it_always_merges_and_is_not_served():
