@@ -33,6 +33,7 @@ from gprune.hf.hook import (
     Selection,
     aligned_right,
     find_cache,
+    require_uncompiled,
 )
 from gprune.hf.signals import replaced
 from gprune.pruners.base import merged
@@ -301,6 +302,7 @@ class DecoderPrunedModel(PrunedModel):
             )
         self.config = model.config.get_text_config()
         check_attention(model, self.config, pruner)
+        require_uncompiled(model, pruner)
         self.layers = model.get_decoder().layers[: self.config.num_hidden_layers]
         self.stages = pruner.stages(len(self.layers))
         self._underway = Underway()

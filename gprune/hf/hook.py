@@ -706,6 +706,19 @@ def mask_left_to_the_model(
     return attention_mask
 
 
+def require_uncompiled(model: PreTrainedModel, pruner: Pruner) -> None:
+    """Raises UnsupportedModelError where compiled code would pass a method's hooks by in silence.
+
+    What torch.compile has traced does not look for hooks that come to its inner modules later.
+    """
+    if any(module._compiled_call_impl is not None for module in model.modules()):
+        raise UnsupportedModelError(
+            f"{pruner.name} works between the language model's layers, where code that "
+            "torch.compile has made passes it by; load the model without compiling it, or take a "
+            "method before the language model, such as graph_cover"
+        )
+
+
 def pruned_model(model: PreTrainedModel, pruner: Pruner, positions: str) -> PrunedModel:
     """A model under pruning, of the kind that the method and the family need.
 

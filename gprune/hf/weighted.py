@@ -26,7 +26,7 @@ from transformers import Cache, PreTrainedModel
 
 from gprune.errors import UnsupportedModelError
 from gprune.hf.cache import PrunedCache
-from gprune.hf.hook import FLASH, Plan, PrunedModel, find_cache
+from gprune.hf.hook import FLASH, Plan, PrunedModel, find_cache, require_uncompiled
 from gprune.pruners.base import Pruner
 
 # Families whose logits were compared with a masked full-length model of the same weights.
@@ -73,6 +73,7 @@ class WeightedPrunedModel(PrunedModel):
                 f"{pruner.name} weighs the keys of layers that see everything, and {kind} has "
                 "others, such as sliding windows; take graph_cover"
             )
+        require_uncompiled(model, pruner)
         self.layers = model.get_decoder().layers
         self._underway = Underway()
 

@@ -7,7 +7,8 @@ import torch
 import torch._dynamo
 from torch._dynamo.utils import counters
 
-from gprune import GPrune
+from gprune import FastV, GPrune, WeightedCover
+from gprune.errors import UnsupportedModelError
 from tests.hf.batches import make_batch
 from tests.hf.models import SPECIMENS
 
@@ -53,3 +54,14 @@ def test_compiled_whole_is_the_same():
         actual, breaks = generated(model, batch, model)
     assert torch.equal(expected, actual)
     assert breaks > own > 0
+
+
+@pytest.mark.parametrize("pruner", [FastV(0.5), WeightedCover(0.5)], ids=["fastv", "weighted"])
+def test_compiled_layers_are_refused_where_hooks_would_be_passed_by(pruner):
+    model = SPECIMENS["llava"].build()
+    model.get_decoder().compile(backend="eager")
+    with pytest.raises(UnsupportedModelError, match=r"torch\.compile has made passes it by"):
+        pruner(model).__enter__()
+    model.get_decoder()._compiled_call_impl = None
+    with pruner(model):
+        pass
