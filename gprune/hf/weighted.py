@@ -100,6 +100,7 @@ class WeightedPrunedModel(PrunedModel):
                 "attention_mask must be a 2-D tensor: a 4-D one says nothing of the keys' weights; "
                 "pass the tokenizer's, one column a position"
             )
+        require_interpreted(cache, mask.device)
         bias = mask.new_zeros(mask.shape, dtype=torch.float32)
         if old is not None:
             bias[:, : old.shape[1]] = old
@@ -141,6 +142,19 @@ class WeightedPrunedModel(PrunedModel):
             made = weighted(mask, underway.bias, hidden.dtype)
             underway.made = kwargs.get("attention_mask"), made
         return args, {**kwargs, "attention_mask": underway.made[1]}
+
+
+def require_interpreted(cache: Cache | None, device: torch.device) -> None:
+    """Raises ValueError where `generate` would compile decoding, and a later block's hooks be lost.
+
+    It does for caches of a fixed size, on an accelerator.
+    """
+    if cache is not None and cache.is_compileable and device.type != "cpu":
+        raise ValueError(
+            f"past_key_values is a {type(cache).__name__} of a fixed size, for which generate "
+            "compiles the model, and compiled code passes the weights of keys by; leave "
+            "cache_implementation unset"
+        )
 
 
 def sees_everything(config: Any) -> bool:

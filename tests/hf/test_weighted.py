@@ -7,10 +7,11 @@ import copy
 import pytest
 import torch
 from torch.nn.functional import scaled_dot_product_attention
+from transformers import DynamicCache, StaticCache
 
 from gprune import GraphCover, WeightedCover, WeightedGPrune
 from gprune.errors import UnsupportedModelError
-from gprune.hf.weighted import FAMILIES, causal, weighted
+from gprune.hf.weighted import FAMILIES, causal, require_interpreted, weighted
 from gprune.pruners.base import standing_for
 from gprune.serving.settings import served_methods
 from tests.hf.batches import GREEDY, STEPS, make_batch, merged_outputs
@@ -239,6 +240,16 @@ def test_a_weighted_cache_is_not_continued_without_weights():
             model(input_ids=more, past_key_values=cache)
         with WeightedGPrune(0.2)(model):
             model(input_ids=more, past_key_values=cache)
+
+
+def test_caches_that_generate_compiles_for_are_refused_on_an_accelerator():
+    model = SPECIMENS["llava"].build()
+    static = StaticCache(config=model.config.get_text_config(), max_cache_len=9)
+    with pytest.raises(ValueError, match="StaticCache of a fixed size"):
+        require_interpreted(static, torch.device("cuda"))
+    require_interpreted(static, torch.device("cpu"))
+    require_interpreted(DynamicCache(), torch.device("cuda"))
+    require_interpreted(None, torch.device("cuda"))
 
 
 def test_it_always_merges_and_is_not_served():
