@@ -8,7 +8,7 @@ the test split stays for `tiny_accuracy.py`. What is stored already is not compu
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, ClassVar
@@ -23,10 +23,12 @@ from torch import Tensor
 from gprune import (
     CoverBudget,
     DivPrune,
+    GPrune,
     GraphCover,
     Pruner,
     VisualTokens,
     WeightedCover,
+    WeightedGPrune,
     make,
 )
 from gprune.asking import quiet_transformers
@@ -58,20 +60,41 @@ class Counted(MergingPruner):
         return kept, into_nearest(distance, kept)
 
 
-def variants(keep: float, others: Sequence[VisualTokens]) -> dict[str, Pruner]:
-    """GraphCover with other weights of place, merging, another budget, and its nearest peer."""
-    found: dict[str, Pruner] = {"divprune": DivPrune(keep)}
+@dataclass(frozen=True)
+class Variant:
+    """One row of the table.
+
+    Attributes:
+        name: what it is called.
+        pruner: the method.
+        compact: whether tokens are numbered without gaps.
+    """
+
+    name: str
+    pruner: Pruner
+    compact: bool = False
+
+
+def variants(keep: float, others: Sequence[VisualTokens]) -> Iterator[Variant]:
+    """GraphCover's parts, its nearest peer, and G-Prune's own parts."""
+    yield Variant("divprune", DivPrune(keep))
     for place in (0.0, 0.5, 1.0, 2.0, 4.0, 8.0):
-        found[f"place {place:g}"] = GraphCover(keep, place=place)
-    found["place 1, merged"] = GraphCover(keep, merge=True)
+        yield Variant(f"place {place:g}", GraphCover(keep, place=place))
+    yield Variant("place 1, positions without gaps", GraphCover(keep), compact=True)
+    yield Variant("place 1, merged", GraphCover(keep, merge=True))
     for place in (0.0, 0.5, 1.0, 2.0):
-        found[f"counted and merged, place {place:g}"] = WeightedCover(keep, place=place)
+        yield Variant(f"counted and merged, place {place:g}", WeightedCover(keep, place=place))
+    yield Variant("counted and merged, positions without gaps", WeightedCover(keep), compact=True)
     for method in ("divprune", "gprune", "random"):
-        found[f"{method}, counted and merged"] = Counted(keep, method=method)
+        yield Variant(f"{method}, counted and merged", Counted(keep, method=method))
+    parts = {"": {}, ", threshold 0.7": {"threshold": 0.7}, ", no propagation": {"iterations": 0}}
+    for name, changed in parts.items():
+        yield Variant(f"gprune{name}", GPrune(keep, **changed))
+        if changed:
+            yield Variant(f"gprune{name}, counted and merged", WeightedGPrune(keep, **changed))
     for place in (0.5, 2.0):
         budget = CoverBudget.calibrated(keep, others, place=place)
-        found[f"place 1, budget by place {place:g}"] = GraphCover(budget)
-    return found
+        yield Variant(f"place 1, budget by place {place:g}", GraphCover(budget))
 
 
 def main(
@@ -98,11 +121,12 @@ def main(
     stored = json.loads(out.read_text()) if out.is_file() and not again else {"rows": []}
     done = {(row["keep"], row["variant"]): row for row in stored["rows"]}
     full = stored.get("full") or summary(tally(samples, score(model, samples)))
-    work = [(keep, *pair) for keep in budgets for pair in variants(keep, others).items()]
-    order = [(keep, name) for keep, name, _ in work]
-    todo = [one for one in work if one[:2] not in done]
-    for keep, name, pruner in track(todo, "variants", console=Console(stderr=True)):
-        found = tally(samples, score(model, samples, pruner, encoded))
+    work = [(keep, variant) for keep in budgets for variant in variants(keep, others)]
+    order = [(keep, variant.name) for keep, variant in work]
+    todo = [(keep, variant) for keep, variant in work if (keep, variant.name) not in done]
+    for keep, variant in track(todo, "variants", console=Console(stderr=True)):
+        pruner, name = variant.pruner, variant.name
+        found = tally(samples, score(model, samples, pruner, encoded, variant.compact))
         kept = sum(len(pruner.select(one)) for batch in encoded for one in batch.tokens)
         share = kept / (len(samples) * grid**2)
         done[keep, name] = {"variant": name, "keep": keep, "kept": share, **summary(found)}

@@ -117,6 +117,7 @@ def score(
     samples: Sequence[Sample],
     pruner: Pruner | None = None,
     encoded: Iterable[Encoded] | None = None,
+    compact: bool = False,
 ) -> list[list[bool]]:
     """Whether greedy decoding gives each question's whole answer, by picture.
 
@@ -129,9 +130,10 @@ def score(
         pruner: None keeps all tokens.
         encoded: what `encode` makes of the samples, where several pruners see them or one that
             reads more than features.
+        compact: numbers tokens without gaps, as ``positions="compact"`` does.
     """
     tokenizer = build_tokenizer()
-    grid = grid_of(model)
+    visual = grid_of(model) ** 2
     outcomes: list[list[bool]] = []
     for batch in encoded or encode(model, samples):
         kept = [reduced(one, pruner) for one in batch.tokens]
@@ -139,9 +141,12 @@ def score(
         # Pictures with as many tokens go together; with a fixed budget, all of them.
         for count in sorted({len(places) for places, _, _ in kept}):
             rows = [row for row, (places, _, _) in enumerate(kept) if len(places) == count]
-            packed = pack([batch.questions[row] for row in rows], tokenizer, grid**2)
+            questions = [batch.questions[row] for row in rows]
+            packed = pack(questions, tokenizer, count if compact else visual)
             parts = zip(*(kept[row] for row in rows), strict=True)
             places, few, stands = (torch.stack(part) for part in parts)
+            if compact:
+                places = torch.arange(count).expand_as(places)
             right = answered(said(model, few, packed, places, stands), packed, tokenizer)
             found.update(zip(rows, right, strict=True))
         outcomes += [found[row] for row in range(len(kept))]

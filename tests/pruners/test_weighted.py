@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -56,20 +57,21 @@ def test_the_tokens_are_those_of_the_plain_method_and_stand_for_all(tokens, keep
         assert (stands[torch.isin(kept, tokens.protected.nonzero()[:, 0])] == 1).all()
 
 
-def test_packed_scoring_is_what_generate_answers():
+@pytest.mark.parametrize("positions", ["original", "compact"])
+def test_packed_scoring_is_what_generate_answers(positions):
     """In one pass with weights in the mask, and one by one through the hook."""
     model, processor = load()
     pruner = WeightedCover(0.06)
     scenes = [make_scene("test", 0, index) for index in range(3)]
     samples = [Sample(scene.draw(), scene.ask()) for scene in scenes]
-    outcomes = score(model, samples, pruner)
+    outcomes = score(model, samples, pruner, compact=positions == "compact")
     seen = set()
     for sample, results in zip(samples, outcomes, strict=True):
         for question, good in zip(sample.questions, results, strict=True):
             inputs = processor(
                 images=[sample.image], text=[f"<image>{question.question}"], return_tensors="pt"
             )
-            with pruner(model), torch.no_grad():
+            with pruner(model, positions=positions), torch.no_grad():
                 ids = model.generate(**inputs, do_sample=False, max_new_tokens=8)
             new = ids[0, inputs["input_ids"].shape[1] :]
             said = processor.decode(new, skip_special_tokens=True)
