@@ -213,16 +213,31 @@ def against_random(board: Board) -> Iterator[str]:
         for keep in board.keeps
         if {"gprune", "random"} <= (tallies := board.at(keep)).keys()
     ]
-    yield from ("### Where G-Prune loses to random", "", *verdicts)
+    yield from ("### Where G-Prune loses to random", "", *verdicts, "")
     if any(BELOW in line for line in verdicts):
-        yield from ("", WHY)
+        yield WHY
+    ours = [
+        f"- keep {keep}, {other}: {verdict(tallies['weighted_cover'], tallies[other], other)}"
+        for keep in board.keeps
+        for other in ("random", REFERENCE)
+        if {"weighted_cover", other} <= (tallies := board.at(keep)).keys()
+    ]
+    if ours:
+        yield from ("### Whether WeightedCover loses on any type of question", "", *ours, "")
 
 
-def verdict(tally: Tally, random: Tally) -> str:
-    """Whether ``tally`` is above or below random, and on which types of question."""
+def verdict(tally: Tally, random: Tally, name: str = "random") -> str:
+    """Whether ``tally`` is above or below random, and on which types of question.
+
+    Args:
+        tally: a method's.
+        random: what it is compared with.
+        name: what that is called.
+    """
     versus = difference(tally, random)
     low, high = versus["interval"]
-    word = "above random" if low > 0 else BELOW if high < 0 else "not told apart from random"
+    word = f"above {name}" if low > 0 else f"below {name}" if high < 0 else None
+    word = word or f"not told apart from {name}"
     found: dict[str, list[str]] = {"below": [], "above": []}
     for kind in tally.kinds:
         one = difference(of_kinds(tally, [kind]), of_kinds(random, [kind]))
