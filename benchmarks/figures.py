@@ -13,7 +13,9 @@ from PIL import Image
 
 from gprune import make, viz
 from gprune.asking import answer, first_tokens, pictures_of, quiet_transformers
+from gprune.pruners.base import standing_for
 from gprune.tinyvlm import load, make_scene, scenes
+from gprune.tinyvlm.accuracy import Sample, encode
 from gprune.tinyvlm.card import LOG
 from gprune.tinyvlm.model import checkpoint_folder
 
@@ -114,6 +116,33 @@ def hard(model: object) -> None:
     )
 
 
+def weights(model: object, processor: object) -> None:
+    """What WeightedCover's tokens stand for: their regions, and how many tokens are in each."""
+    scene = make_scene("test", 0, SCENE)
+    (tokens,) = next(encode(model, [Sample(scene.draw(), scene.ask())])).tokens
+    figure, axes = plt.subplots(1, 3, figsize=(12, 4.2), layout="constrained")
+    axes[0].imshow(scene.draw())
+    axes[0].set_title("the picture")
+    colors = plt.get_cmap("tab20").colors
+    for axis, keep in zip(axes[1:], (0.25, 0.1), strict=True):
+        kept, members = make("weighted_cover", keep=keep).reduce_groups([tokens])[0]
+        # Neighbours in the order of the tokens get colors far apart.
+        shade = [colors[7 * into % len(colors)] for into in members.tolist()]
+        axis.imshow(scene.draw(), extent=(0, scenes.GRID, scenes.GRID, 0))
+        axis.imshow(
+            torch.tensor(shade).view(*GRID, 3), extent=(0, scenes.GRID, scenes.GRID, 0), alpha=0.55
+        )
+        for token, count in zip(kept.tolist(), standing_for(kept, members).tolist(), strict=True):
+            row, column = divmod(token, scenes.GRID)
+            box = {"boxstyle": "round,pad=0.1", "fc": "white", "ec": "none", "alpha": 0.8}
+            place = (column + 0.5, row + 0.5)
+            axis.annotate(f"{count:.0f}", place, ha="center", va="center", fontsize=7, bbox=box)
+        axis.set_title(f"keep {keep}: {len(kept)} tokens that count for {len(tokens)}")
+    for axis in axes:
+        axis.axis("off")
+    figure.savefig(FOLDER / "weights.png", dpi=80)
+
+
 def training() -> None:
     """What the shipped checkpoint's training looked like: losses and answers on the way."""
     records = [json.loads(line) for line in (checkpoint_folder() / LOG).read_text().splitlines()]
@@ -149,6 +178,7 @@ def main() -> None:
     hero(model, processor)
     graph(model, processor)
     steps(model, processor)
+    weights(model, processor)
     training()
     hard(model)
 

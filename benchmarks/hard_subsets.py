@@ -23,7 +23,10 @@ from gprune.tinyvlm import load, make_scene
 from gprune.tinyvlm.accuracy import Sample, encode, score
 
 RESULTS = Path(__file__).parent / "results" / "hard_subsets.json"
-NAMES = ("graph_cover", "divprune", "gprune", "uniform_grid", "random")
+NAMES = (
+    *("weighted_cover", "graph_cover", "divprune", "weighted_gprune", "gprune"),
+    *("uniform_grid", "random"),
+)
 KEEPS = (0.25, 0.1)
 # Standard deviation of the noise, in levels of 256, and how much contrast is left.
 NOISE, CONTRAST = 40.0, 0.4
@@ -94,7 +97,10 @@ def scored(model: Any, samples: list[Sample]) -> dict[str, Any]:
 
 def table(results: dict[str, Any]) -> str:
     """Markdown: a line for each subset and budget."""
-    lines = [f"| | questions | all tokens | keep | {' | '.join(NAMES)} |", "|---" * 9 + "|"]
+    lines = [
+        f"| | questions | all tokens | keep | {' | '.join(NAMES)} |",
+        "|---" * (4 + len(NAMES)) + "|",
+    ]
     for subset, found in results.items():
         right = found["right"]
         for keep in KEEPS:
