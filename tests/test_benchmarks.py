@@ -179,3 +179,32 @@ def test_every_kind_of_soaking_case_can_be_performed_again(script):
         assert bool(answer) == (case.mode != "failure")
     assert not model._forward_pre_hooks
     assert not model._forward_hooks
+
+
+ABLATED = {
+    "graph_cover": {
+        "divprune": "divprune",
+        "place 0.5": "place 0.5",
+        "place 1, positions without gaps": "place 1, positions without gaps",
+        "place 1, budget by place 2": "place 1, budget by place 2",
+    },
+    "weighted_cover": {
+        "graph_cover": "place 1",
+        "**weighted_cover**: counted and merged": "counted and merged, place 1",
+        "**weighted_gprune**: G-Prune's, counted and merged": "gprune, counted and merged",
+        "gprune": "gprune",
+        "gprune without propagation": "gprune, no propagation",
+        "random's, counted and merged": "random, counted and merged",
+    },
+}
+
+
+@pytest.mark.parametrize("page", ABLATED)
+def test_the_pages_have_the_stored_ablation(page):
+    stored = json.loads((BENCHMARKS / "results" / "cover_ablation.json").read_text())
+    text = (BENCHMARKS.parent / "docs" / "methods" / f"{page}.md").read_text()
+    assert f"all tokens reach\n{stored['full']['macro']:.1f}" in text.replace(" reach ", " reach\n")
+    for label, variant in ABLATED[page].items():
+        cells = [f"{row['macro']:.1f}" for row in stored["rows"] if row["variant"] == variant]
+        assert len(cells) == 4
+        assert f"| {label} | {' | '.join(cells)} |\n" in text, label
