@@ -146,6 +146,12 @@ def test_gaps_are_in_patches(script):
     assert script("hard_pictures").gap(torch.tensor([0]), tokens) == pytest.approx(13**0.5)
 
 
+def test_the_page_has_the_stored_hard_subsets(script):
+    module = script("hard_subsets")
+    page = BENCHMARKS.parent / "docs" / "methods" / "graph_cover.md"
+    assert module.table(json.loads(module.RESULTS.read_text())) in page.read_text()
+
+
 def test_hard_subsets(script, tmp_path, monkeypatch):
     module = script("hard_subsets")
     plain, full = (module.by_foreground(2, most) for most in (False, True))
