@@ -130,7 +130,9 @@ class UnitRows:
         """Where the rows are among as many tiles of ascending columns, if all of them are."""
         if rows.device.type != "cpu" or padded(len(rows)) != padded(len(columns)):
             return None  # an accelerator would stall if it were asked for the values
-        place = torch.searchsorted(columns, rows).clamp_(max=len(columns) - 1)
+        # Of a tensor with gaps it would make a copy too, and warn.
+        place = torch.searchsorted(columns.contiguous(), rows.contiguous())
+        place = place.clamp_(max=len(columns) - 1)
         return place if torch.equal(columns[place], rows) else None
 
     def _tiled(self, rows: Tensor) -> Tensor:
