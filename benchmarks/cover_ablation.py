@@ -118,6 +118,7 @@ def main(
         encoded = list(encode(model, samples))
         others = [tokens for batch in encode(model, calibration) for tokens in batch.tokens]
     budgets = [float(keep) for keep in keeps.split(",")]
+    out.parent.mkdir(parents=True, exist_ok=True)
     stored = json.loads(out.read_text()) if out.is_file() and not again else {"rows": []}
     done = {(row["keep"], row["variant"]): row for row in stored["rows"]}
     full = stored.get("full") or summary(tally(samples, score(model, samples)))

@@ -19,6 +19,7 @@ from PIL import Image
 
 from gprune import GraphCover, Pruner, RandomPruner, make
 from gprune.asking import quiet_transformers
+from gprune.evaluation.runner import RANDOM_SEEDS
 from gprune.tinyvlm import load, make_scene
 from gprune.tinyvlm.scenes import TINTS
 
@@ -48,7 +49,7 @@ def pictures() -> dict[str, list[Image.Image]]:
 def pruners(name: str, keep: float) -> list[Pruner]:
     """One method, or random selection with three seeds."""
     if name == "random":
-        return [RandomPruner(keep, seed) for seed in range(3)]
+        return [RandomPruner(keep, seed) for seed in RANDOM_SEEDS]
     return [make(name, keep=keep)]
 
 

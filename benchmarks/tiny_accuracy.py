@@ -39,7 +39,7 @@ from gprune.tinyvlm.accuracy import (
     with_other_pictures,
 )
 from gprune.tinyvlm.card import sums_of
-from gprune.tinyvlm.model import SHIPPED, checkpoint_folder
+from gprune.tinyvlm.model import folder_of
 
 RESULTS = Path("benchmarks/results/tiny_accuracy")
 BUDGETS = "0.75,0.5,0.36,0.25,0.11,0.1,0.05"
@@ -266,8 +266,7 @@ def made_of(checkpoint: Path | None) -> dict[str, Any]:
     Args:
         checkpoint: its folder, or a name of `gprune.tinyvlm.model.SHIPPED`; tinyvlm by default.
     """
-    name = "tinyvlm" if checkpoint is None else str(checkpoint)
-    folder = checkpoint_folder(name) if name in SHIPPED else Path(name)
+    folder = folder_of(checkpoint)
     recipe: dict[str, Any] = json.loads((folder / "recipe.json").read_text())
     return {**recipe, "sha256": sums_of(folder)["model.safetensors"]}
 

@@ -20,9 +20,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
 
-from gprune.tinyvlm.labels import KIND_WORDS, Labels
+from gprune.tinyvlm.labels import KIND_WORDS, Labels, edge_ids, edge_logits
 from gprune.tinyvlm.packing import IGNORED
-from gprune.tinyvlm.scenes import BINS, EDGES, HUES, Scene
+from gprune.tinyvlm.scenes import EDGES, HUES, Scene
 
 # What a phrase tells of. A phrase is told from those of its kind: else the kind that tells pictures
 # apart most easily would be all that is learned.
@@ -124,10 +124,7 @@ class CaptionHeads(nn.Module):
         # and what is added to the latter; SigLIP starts from 10 and -10.
         self.factor = nn.Parameter(torch.tensor([math.log(14.0), math.log(10.0)]))
         self.summand = nn.Parameter(torch.tensor(-10.0))
-        self.edge_ids = [
-            tokenizer.convert_tokens_to_ids([f"{edge}{step}" for step in range(BINS)])
-            for edge in EDGES
-        ]
+        self.edge_ids = edge_ids(tokenizer)
 
     def regions(self, projected: Tensor, words: Tensor, captions: Captions) -> tuple[Tensor, ...]:
         """Logits of the phrases for each region that shows one, and which one that is.
@@ -148,7 +145,7 @@ class CaptionHeads(nn.Module):
         which = shown.nonzero()[:, 1]
         near = F.normalize(seen, dim=-1) @ self.phrases(words, captions).T
         other = captions.told[which][:, None] != captions.told
-        edges = torch.stack([seen @ words[steps].T for steps in self.edge_ids], 1)
+        edges = edge_logits(seen, words, self.edge_ids)
         logits = (self.factor[0].exp() * near).masked_fill(other, -torch.inf)
         return logits, which, edges, captions.edges[shown]
 

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
+from transformers import PreTrainedTokenizerFast
 
 from gprune.tinyvlm.packing import IGNORED
-from gprune.tinyvlm.scenes import DIGITS, GRID, KINDS, LETTERS, MARKS, Scene
+from gprune.tinyvlm.scenes import BINS, DIGITS, EDGES, GRID, KINDS, LETTERS, MARKS, Scene
 
 # The words of the patch labels: a sign after the first of its text has a word of its own.
 KIND_WORDS = (*KINDS, *(f"##{sign}" for sign in DIGITS + LETTERS))
@@ -64,3 +65,21 @@ def dense(scenes: list[Scene], grid: int = GRID) -> Labels:
         torch.where(edges < 0, IGNORED, edges),
         stacked(drawn),
     )
+
+
+def edge_ids(tokenizer: PreTrainedTokenizerFast) -> list[list[int]]:
+    """For each of the four edges of a box the token ids of its steps, in their order."""
+    return [
+        tokenizer.convert_tokens_to_ids([f"{edge}{step}" for step in range(BINS)]) for edge in EDGES
+    ]
+
+
+def edge_logits(seen: Tensor, words: Tensor, steps: list[list[int]]) -> Tensor:
+    """Logits of the steps of the four edges, by the nearness of their words, [..., 4, BINS].
+
+    Args:
+        seen: what a patch or a region shows, normalised, [..., width].
+        words: the language model's word embeddings, [vocabulary, width].
+        steps: what `edge_ids` gives.
+    """
+    return torch.stack([seen @ words[ids].T for ids in steps], -2)

@@ -237,6 +237,12 @@ def checkpoint_folder(name: str = "tinyvlm") -> Path:
     return Path(str(resources.files("gprune.tinyvlm") / SHIPPED[name]))
 
 
+def folder_of(checkpoint: str | Path | None) -> Path:
+    """Where a checkpoint lies: a folder, or a name of ``SHIPPED``; ``tinyvlm`` when absent."""
+    name = "tinyvlm" if checkpoint is None else str(checkpoint)
+    return checkpoint_folder(name) if name in SHIPPED else Path(name)
+
+
 def load(folder: str | Path | None = None, **options: Any) -> tuple[Any, Any]:
     """The tiny VLM and its processor, in evaluation mode.
 
@@ -246,8 +252,7 @@ def load(folder: str | Path | None = None, **options: Any) -> tuple[Any, Any]:
         options: passed on to ``AutoModelForImageTextToText.from_pretrained``; the weights are
             stored in bf16 and computed in float32 unless ``dtype`` says otherwise.
     """
-    name = "tinyvlm" if folder is None else str(folder)
-    source = checkpoint_folder(name) if name in SHIPPED else Path(name)
+    source = folder_of(folder)
     if not (source / "model.safetensors").is_file():
         raise FileNotFoundError(
             f"folder {str(source)!r} holds no model.safetensors; train a model with "

@@ -41,13 +41,11 @@ from gprune.tinyvlm.accuracy import (
     tower_tokens,
 )
 from gprune.tinyvlm.captions import CaptionHeads, Captions, captions_of
-from gprune.tinyvlm.labels import KIND_WORDS, Labels, dense
+from gprune.tinyvlm.labels import KIND_WORDS, Labels, dense, edge_ids, edge_logits
 from gprune.tinyvlm.model import Architecture, build_model, build_processor, load, take_language
 from gprune.tinyvlm.packing import IGNORED, PackedQuestions, pack, packed_logits
 from gprune.tinyvlm.scenes import (
-    BINS,
     COLORS,
-    EDGES,
     HUES,
     MARKS,
     PATTERNS,
@@ -104,18 +102,21 @@ class Recipe:
 
 @dataclass
 class Batch:
-    """Pictures [b, 3, size, size] in [-1, 1], their dense labels, captions and questions."""
+    """Pictures [b, 3, size, size] in [-1, 1], their dense labels, captions and questions.
+
+    Captions are there where the recipe's objective asks for them, questions in stage 2.
+    """
 
     pixels: Tensor
     labels: Labels
-    captions: Captions
+    captions: Captions | None
     packed: PackedQuestions | None
 
     def to(self, device: torch.device) -> Batch:
         """With every tensor on ``device``."""
+        captions = None if self.captions is None else moved(self.captions, device)
         packed = None if self.packed is None else moved(self.packed, device)
-        pixels = self.pixels.to(device)
-        return Batch(pixels, moved(self.labels, device), moved(self.captions, device), packed)
+        return Batch(self.pixels.to(device), moved(self.labels, device), captions, packed)
 
 
 def moved(record: Record, device: torch.device) -> Record:
@@ -145,7 +146,7 @@ class Steps(Dataset[Batch]):
             ]
             pixels = to_pixels([scene.draw(grid) for scene in scenes])
             labels = dense(scenes, grid)
-            return Batch(pixels, labels, captions_of(scenes, labels, self.tokenizer), None)
+            return Batch(pixels, labels, self._captions(scenes, labels), None)
         rng = np.random.default_rng([recipe.seed, step])
         scenes = [
             make_scene("train", 2 * recipe.seed + 1, first + i)
@@ -160,9 +161,14 @@ class Steps(Dataset[Batch]):
         return Batch(
             to_pixels(pictures),
             labels.padded(recipe.easy_vqa_images),
-            captions_of(scenes, labels, self.tokenizer),
+            self._captions(scenes, labels),
             pack(questions, self.tokenizer, grid**2),
         )
+
+    def _captions(self, scenes: list[Scene], labels: Labels) -> Captions | None:
+        if self.recipe.objective == "captions":
+            return captions_of(scenes, labels, self.tokenizer)
+        return None
 
     def _asked(self, scene: Scene, rng: np.random.Generator) -> list[Question]:
         """What is asked about a scene: any ``most_asked`` of the questions it can answer."""
@@ -184,11 +190,12 @@ class PatchHeads(nn.Module):
         self.norm = nn.LayerNorm(width)
         self.mark = nn.Linear(width, len(MARKS))
         self.ink = nn.Parameter(0.02 * torch.randn(1, width))  # the one hue without a word
-        ids = build_tokenizer().convert_tokens_to_ids
+        tokenizer = build_tokenizer()
+        ids = tokenizer.convert_tokens_to_ids
         self.kind_ids = ids(list(KIND_WORDS))
         self.color_ids = ids(list(COLORS))
         self.tint_ids = ids(list(TINTS))
-        self.edge_ids = [ids([f"{edge}{step}" for step in range(BINS)]) for edge in EDGES]
+        self.edge_ids = edge_ids(tokenizer)
 
     def forward(self, projected: Tensor, words: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Logits of kinds, hues and marks, [b, n, ...].
@@ -203,8 +210,7 @@ class PatchHeads(nn.Module):
 
     def edges(self, projected: Tensor, words: Tensor) -> Tensor:
         """Logits of the steps of the four edges, [b, n, 4, BINS]; arguments as in `forward`."""
-        x = self.norm(projected)
-        return torch.stack([x @ words[steps].T for steps in self.edge_ids], 2)
+        return edge_logits(self.norm(projected), words, self.edge_ids)
 
     def loss(self, projected: Tensor, words: Tensor, labels: Labels) -> Tensor:
         """The sum of the mean cross-entropies over labelled patches."""
@@ -354,6 +360,7 @@ class Trainer:
         if isinstance(self.heads, PatchHeads):
             patch = self.heads.loss(projected.float(), self.words, batch.labels)
         else:
+            assert batch.captions is not None  # this objective's batches have them
             patch = self.heads.loss(projected, cls, self.words, batch.captions)
         if stage == "patches":
             return {"patch": patch}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 import torch
@@ -336,14 +337,17 @@ def test_bad_options(tmp_path):
 
 def test_a_batch_goes_to_a_device_whole():
     """On the meta device, which holds no values: nothing of it may stay behind."""
-    batch = Steps(SMALL, "answers", 0, 1)[0].to(torch.device("meta"))
+    recipe = replace(SMALL, objective="captions")
+    batch = Steps(recipe, "answers", 0, 1)[0].to(torch.device("meta"))
     assert batch.pixels.is_meta
     for part in (batch.labels, batch.captions, batch.packed):
         tensors = [value for value in vars(part).values() if isinstance(value, torch.Tensor)]
         assert len(tensors) >= 4
         assert all(tensor.is_meta for tensor in tensors)
     assert batch.packed.questions
-    assert Steps(SMALL, "patches", 0, 1)[0].to(torch.device("meta")).packed is None
+    plain = Steps(SMALL, "patches", 0, 1)[0].to(torch.device("meta"))
+    assert plain.packed is None
+    assert plain.captions is None
 
 
 def test_one_stage_at_a_time(tmp_path, monkeypatch):
