@@ -44,6 +44,7 @@ from gprune.tinyvlm.captions import CaptionHeads, Captions, captions_of
 from gprune.tinyvlm.labels import KIND_WORDS, Labels, dense, edge_ids, edge_logits
 from gprune.tinyvlm.model import Architecture, build_model, build_processor, load, take_language
 from gprune.tinyvlm.packing import IGNORED, PackedQuestions, pack, packed_logits
+from gprune.tinyvlm.products import PRODUCTS
 from gprune.tinyvlm.scenes import (
     COLORS,
     HUES,
@@ -61,6 +62,8 @@ Record = TypeVar("Record", Labels, Captions, PackedQuestions)
 
 # What stage 1 teaches the vision tower: a word for every patch, or phrases for regions.
 OBJECTIVES = ("patches", "captions")
+# How attention is computed while training: the results differ by rounding.
+ATTENTIONS = ("sdpa", PRODUCTS)
 
 
 @dataclass(frozen=True)
@@ -70,7 +73,7 @@ class Recipe:
     The defaults are those of the shipped checkpoint.
 
     Raises:
-        ValueError: ``objective`` is none of ``OBJECTIVES``.
+        ValueError: ``objective`` is none of ``OBJECTIVES`` or ``attention`` of ``ATTENTIONS``.
     """
 
     architecture: Architecture = field(default_factory=Architecture)
@@ -79,6 +82,7 @@ class Recipe:
     asked: int = 3  # questions of each kind about a scene, as far as it has so many
     most_asked: int = 18  # of all kinds about one scene
     low_precision: bool = True  # bf16 autocast: twice as fast where the CPU has units for it
+    attention: str = "sdpa"  # or "products", faster in bf16 on a CPU, see gprune.tinyvlm.products
     seed: int = 0
     batch: int = 16
     patch_steps: int = 4500
@@ -98,6 +102,8 @@ class Recipe:
     def __post_init__(self) -> None:
         if self.objective not in OBJECTIVES:
             raise ValueError(f"objective={self.objective!r} must be one of {', '.join(OBJECTIVES)}")
+        if self.attention not in ATTENTIONS:
+            raise ValueError(f"attention={self.attention!r} must be one of {', '.join(ATTENTIONS)}")
 
 
 @dataclass
@@ -253,6 +259,7 @@ class Trainer:
         self.model = build_model(recipe.seed, recipe.architecture)
         if recipe.language is not None:
             take_language(self.model, recipe.language)
+        self.model.set_attn_implementation(recipe.attention)
         self.heads: PatchHeads | CaptionHeads
         if recipe.objective == "patches":
             self.heads = PatchHeads(recipe.architecture.text_width)
@@ -517,6 +524,9 @@ def train(
     objective: Annotated[
         str | None, typer.Option(help="Of stage 1: patches or captions; the recipe's.")
     ] = None,
+    attention: Annotated[
+        str | None, typer.Option(help="sdpa or products, faster in bf16 on a CPU; the recipe's.")
+    ] = None,
     patch_steps: Annotated[int | None, typer.Option(min=1, help="The recipe's.")] = None,
     answer_steps: Annotated[int | None, typer.Option(min=1, help="The recipe's.")] = None,
     answer_rate: Annotated[float | None, typer.Option(min=0, help="The recipe's.")] = None,
@@ -539,6 +549,7 @@ def train(
     given = {
         "language": language,
         "objective": objective,
+        "attention": attention,
         "patch_steps": patch_steps,
         "answer_steps": answer_steps,
         "answer_rate": answer_rate,

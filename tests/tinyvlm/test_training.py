@@ -333,6 +333,9 @@ def test_bad_options(tmp_path):
     result = CliRunner().invoke(app, ["--out", str(tmp_path), "--tower", "resnet"])
     assert result.exit_code == 2
     assert "tower='resnet' must be one of clip, siglip" in " ".join(result.output.split())
+    result = CliRunner().invoke(app, ["--out", str(tmp_path), "--attention", "flash"])
+    assert result.exit_code == 2
+    assert "attention='flash' must be one of sdpa, products" in " ".join(result.output.split())
 
 
 def test_a_batch_goes_to_a_device_whole():
