@@ -6,8 +6,8 @@ export OMP_WAIT_POLICY := PASSIVE
 export TRANSFORMERS_VERBOSITY ?= error
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: demo app test test-oldest test-app test-lmms test-vllm lint train train-siglip bench bench-check
-.PHONY: performance figures wheel docs audit sbom soak fuzz fuzz-guided mutants clean
+.PHONY: demo app test test-oldest test-triton test-app test-lmms test-vllm lint train train-siglip
+.PHONY: bench bench-check performance figures wheel docs audit sbom soak fuzz fuzz-guided mutants clean
 demo: .venv/ready
 	$(RUN)/gprune demo
 
@@ -35,6 +35,15 @@ test-oldest: .venv/ready .venv/oldest/ready
 .venv/oldest/ready: .venv/ready
 	$(RUN)/pip install --quiet --disable-pip-version-check --no-deps --upgrade \
 		--target .venv/oldest transformers==5.19.0
+	touch $@
+
+# The GPU's kernels, run by Triton's interpreter on the CPU.
+test-triton: .venv/triton/ready
+	PYTHONPATH=.venv/triton TRITON_INTERPRET=1 $(RUN)/python -m pytest tests/kernels
+
+.venv/triton/ready: requirements-triton.lock .venv/ready
+	$(RUN)/pip install --quiet --disable-pip-version-check --no-deps --upgrade \
+		--target .venv/triton -r requirements-triton.lock
 	touch $@
 
 # lmms-eval's own command on the tiny VLM, in an environment of its own (2.6 GB).

@@ -55,8 +55,12 @@ TRIED = """What was tried and left out, on a CPU with torch 2.13:
   as wide on well-behaved features, and excludes nothing where a few channels are much larger than
   the rest, as they often are in language models.
 
-Not measured on a GPU: none was at hand. There the dense form runs, in few large launches, and there
-is no kernel of our own."""
+Not measured on a GPU: none was at hand. There the dense form runs, in few large launches.
+`GPrune(keep, backend="triton")` has kernels of our own instead (`gprune.kernels`): 16-bit products
+on tensor cores, the n-by-n weights written once and only where there are edges, all images of a
+batch in one launch sequence, nothing read back by the host. Triton's interpreter shows on the CPU
+that they keep the same tokens (`make test-triton`); until a GPU has shown that they are faster they
+are not the default. `python benchmarks/selection.py --device cuda --kernels` measures it."""
 
 LONG = """## Long videos
 

@@ -32,19 +32,28 @@ CASES = (
 )
 
 
-def cases() -> list[tuple[str, bool, float]]:
-    """The cases that this machine has."""
-    has = tiles.has_bfloat16(torch.device("cpu"))
+def cases(device: torch.device) -> list[tuple[str, bool, float]]:
+    """The cases that a device has; nothing is screened on a GPU."""
+    if device.type != "cpu":
+        return [("bfloat16", False, 0.0), ("float32", False, 0.0), ("bfloat16", False, 2.0)]
+    has = tiles.has_bfloat16(device)
     return [case for case in CASES if has or not case[1]]
 
 
-def measure(n: int, width: int, case: tuple[str, bool, float], repeats: int) -> dict[str, Any]:
+def measure(
+    n: int,
+    width: int,
+    case: tuple[str, bool, float],
+    repeats: int,
+    device: torch.device,
+    kernels: bool,
+) -> dict[str, Any]:
     """One row: `selection_times` of a case."""
     dtype, screened, shared = case
     without = patch.object(tiles, "has_bfloat16", lambda device: False)
     with nullcontext() if screened else without:
         kind = getattr(torch, dtype)
-        row = selection_times(n, width, ["gprune"], repeats, dtype=kind, shared=shared)
+        row = selection_times(n, width, ["gprune"], repeats, device, kind, shared, kernels)
     return {**row, "screened": screened}
 
 
@@ -53,24 +62,28 @@ def main(
     width: Annotated[int, typer.Option(help="Width of the features.")] = 4096,
     repeats: Annotated[int, typer.Option(min=1, help="Counted runs of each.")] = 7,
     threads: Annotated[int | None, typer.Option(help="CPU threads; all by default.")] = None,
+    device: Annotated[str, typer.Option(help="Such as cpu or cuda.")] = "cpu",
+    kernels: Annotated[bool, typer.Option(help="Time the Triton kernels too.")] = False,
     out: Annotated[Path | None, typer.Option(help="Write the numbers as JSON.")] = None,
 ) -> None:
     """Time both forms side by side and print the ratios."""
     if threads is not None:
         torch.set_num_threads(threads)
     start = time.perf_counter()
-    todo = [(case, int(size)) for case in cases() for size in sizes.split(",")]
+    place = torch.device(device)
+    todo = [(case, int(size)) for case in cases(place) for size in sizes.split(",")]
     rows = [
-        measure(n, width, case, max(3, min(repeats, repeats * 2304 // n)))
+        measure(n, width, case, max(3, min(repeats, repeats * 2304 // n)), place, kernels)
         for case, n in track(todo, "timing selection", transient=True)
     ]
     table = Table(
         *("dtype", "screened", "shared", "tokens", "gprune, ms", "X @ X.T, ms"),
-        *("matrix power, ms", "of X @ X.T", "faster"),
-        title=machine(),
+        *("matrix power, ms", *(["triton, ms"] if kernels else []), "of X @ X.T", "faster"),
+        title=machine(place),
     )
+    names = ["gprune", "product", "matrix_power", *(["gprune_triton"] if kernels else [])]
     for row in rows:
-        times = (row["milliseconds"][name] for name in ("gprune", "product", "matrix_power"))
+        times = (row["milliseconds"][name] for name in names)
         table.add_row(
             *(row["dtype"], str(row["screened"]), str(row["shared"]), str(row["n"])),
             *(f"{value:.1f}" for value in times),
@@ -80,7 +93,7 @@ def main(
     if out is not None:
         seconds = time.perf_counter() - start
         out.parent.mkdir(parents=True, exist_ok=True)
-        result = {"machine": machine(), "seconds": seconds, "rows": rows}
+        result = {"machine": machine(place), "seconds": seconds, "rows": rows}
         out.write_text(json.dumps(result, indent=2) + "\n")
 
 

@@ -93,6 +93,7 @@ def selection_times(
     device: torch.device | None = None,
     dtype: torch.dtype = torch.float32,
     shared: float = 0.0,
+    kernels: bool = False,
 ) -> dict[str, Any]:
     """Every method's selection beside one similarity product and G-Prune's matrix-power form.
 
@@ -105,13 +106,15 @@ def selection_times(
         dtype: of the features, and of the similarity product beside.
         shared: weight of a direction that all tokens have in common: 0 leaves most pairs without
             an edge, 2 gives nearly every pair one.
+        kernels: whether G-Prune is timed with its Triton kernels too, as ``gprune_triton``.
 
     Returns:
         medians in milliseconds, and medians of G-Prune's ratios to what was timed in turn with it:
         ``faster`` than the matrix-power form, and its time in units ``of_product``.
 
     Raises:
-        RuntimeError: the two forms of G-Prune select different tokens.
+        RuntimeError: two forms of G-Prune select different tokens.
+        ValueError: the kernels do not run here.
     """
     place = device or torch.device("cpu")
     features = clustered(n, d)
@@ -127,14 +130,21 @@ def selection_times(
         text=features[:TEXT_TOKENS],
     )
     pruner = GPrune(0.36)
-    if not torch.equal(matrix_power_form(features, pruner), pruner.select(tokens)):
-        raise RuntimeError(f"the two forms of G-Prune select different tokens at n = {n}")
+    chosen = matrix_power_form(features, pruner)
+    forms = {"gprune": pruner}
+    if kernels:
+        forms["gprune_triton"] = GPrune(0.36, backend="triton")
+    for name, form in forms.items():
+        if not torch.equal(chosen, form.select(tokens)):
+            raise RuntimeError(f"{name} and matrix_power select different tokens at n = {n}")
     contenders: dict[str, Callable[[], Any]] = {
         "product": lambda: features @ features.T,
         "matrix_power": lambda: matrix_power_form(features, pruner),
     }
     for name in methods:
         contenders[name] = functools.partial(make(name, keep=0.36).select, tokens)
+    if kernels:
+        contenders["gprune_triton"] = functools.partial(forms["gprune_triton"].select, tokens)
     times = in_turn(contenders, repeats, place)
     ratios = {}
     for name in ("matrix_power", "product"):

@@ -85,8 +85,8 @@ def measured(model: Any, pruner: Pruner | None = None) -> Iterator[Cost]:
         cost.memory_peak = peak(device)
 
 
-# What a method decides in: for an image's groups, or from layer to layer.
-DECIDING = ("reduce_groups", "raters", "count", "drop")
+# What a method decides in: for all images' groups, or from layer to layer.
+DECIDING = ("reduce_images", "raters", "count", "drop")
 
 
 @contextmanager

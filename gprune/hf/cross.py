@@ -23,7 +23,7 @@ from transformers import Cache, PreTrainedModel
 
 from gprune.errors import UnsupportedModelError
 from gprune.hf.cache import TranslatedCache, mixed
-from gprune.hf.hook import KeptGroup, PrunedModel, find_cache
+from gprune.hf.hook import EncodedImage, KeptGroup, PrunedModel, find_cache
 from gprune.hf.signals import replaced
 
 
@@ -228,23 +228,34 @@ class CrossPrunedModel(PrunedModel):
         """Runs the pruner on every tile that is seen, those of one image together."""
         _, images, tiles, n, d = states.shape
         place = torch.arange(images * tiles * n, device=states.device).view(images, tiles, n)
-        all_features, all_columns, all_groups = [], [], []
+        shown = [
+            (row, number, own)
+            for row, flags in enumerate(seen)
+            for number, image in enumerate(flags)
+            if (own := [tile for tile, flag in enumerate(image) if flag])
+        ]
+        choices = self._choose_images(
+            "image",
+            [
+                EncodedImage(states[row, number, own].flatten(0, 1), None, {})
+                for row, number, own in shown
+            ],
+        )
+        features = [[states.new_empty(0, d)] for _ in seen]
+        columns = [[place.new_empty(0)] for _ in seen]
+        groups: list[list[KeptGroup]] = [[] for _ in seen]
         dropped = 0
-        for row, whole in zip(seen, states, strict=True):
-            features, columns, groups = [whole.new_empty(0, d)], [place.new_empty(0)], []
-            for number, flags in enumerate(row):
-                own = [tile for tile, flag in enumerate(flags) if flag]
-                if not own:
-                    continue
-                choice = self._choose_image("image", whole[number, own].flatten(0, 1), None, {})
-                features.append(choice.features)
-                columns.append(place[number, own].flatten()[choice.rows])
-                groups += [KeptGroup(*group, number) for group in choice.groups]
-                dropped += len(own) * n - len(choice.rows)
-            all_features.append(torch.cat(features))
-            all_columns.append(torch.cat(columns))
-            all_groups.append(groups)
-        return Across(all_features, all_columns, all_groups, dropped)
+        for (row, number, own), choice in zip(shown, choices, strict=True):
+            features[row].append(choice.features)
+            columns[row].append(place[number, own].flatten()[choice.rows])
+            groups[row] += [KeptGroup(*group, number) for group in choice.groups]
+            dropped += len(own) * n - len(choice.rows)
+        return Across(
+            [torch.cat(parts) for parts in features],
+            [torch.cat(parts) for parts in columns],
+            groups,
+            dropped,
+        )
 
     def _across_mask(
         self, call: dict[str, Any], columns: Tensor, total: int, cache: Cache | None

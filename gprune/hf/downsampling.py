@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -22,7 +22,7 @@ from transformers import PreTrainedModel
 from gprune import checks
 from gprune.errors import UnsupportedModelError
 from gprune.hf.families import SquareTiles, has_pixtral, patches_a_side
-from gprune.hf.hook import ImageChoice, Plan, PrunedModel, Selection
+from gprune.hf.hook import EncodedImage, ImageChoice, Plan, PrunedModel, Selection
 from gprune.hf.signals import replaced
 from gprune.pruners.baselines import spread
 from gprune.pruners.downsampling import Downsampling
@@ -107,19 +107,17 @@ class DownsampledModel(PrunedModel):
         output = encode(torch.cat(images), image_grid_thw=shrunk, **kwargs)
         return self._at_full_length(output, rasters)
 
-    def _choose_image(
-        self,
-        modality: str,
-        features: Tensor,
-        grid: tuple[int, int, int] | None,
-        signals: dict[str, Tensor],
-    ) -> ImageChoice:
+    def _choose_images(self, modality: str, images: Sequence[EncodedImage]) -> list[ImageChoice]:
         if modality != "image":
             raise ValueError(
                 f"{self.pruner.name} resizes images, but the prompt has a {modality}; sample fewer "
                 "frames instead, or take evs"
             )
-        (group,) = self.family.groups(self.model, modality, features, grid)
+        return [self._choose_image(image) for image in images]
+
+    def _choose_image(self, image: EncodedImage) -> ImageChoice:
+        features = image.features
+        (group,) = self.family.groups(self.model, "image", features, image.grid)
         assert group.grid is not None  # both kinds of families have rasters
         cells = self._cells(*group.grid).to(features.device)
         others = torch.arange(len(features) - len(group.rows), device=features.device)

@@ -23,7 +23,7 @@ from transformers import Cache, PreTrainedModel
 from gprune import checks
 from gprune.errors import UnsupportedModelError
 from gprune.hf.cache import PrunedCache, mark_pruned
-from gprune.hf.families import PIXELS, Family, family_of
+from gprune.hf.families import PIXELS, Family, Group, family_of
 from gprune.hf.signals import VisionSignals, replaced
 from gprune.hf.versions import require_tested_transformers
 from gprune.pruners.base import Pruner, assembled, standing_for
@@ -64,6 +64,21 @@ class KeptGroup:
     kind: str
     image: int
     modality: str = "image"
+
+
+@dataclass(frozen=True, eq=False)
+class EncodedImage:
+    """One image (or video) as the language model would get it.
+
+    Attributes:
+        features: a row for each of its placeholders, [n, d].
+        grid: frames, rows and columns, where its family tells.
+        signals: what a method reads beside the features.
+    """
+
+    features: Tensor
+    grid: tuple[int, int, int] | None
+    signals: dict[str, Tensor]
 
 
 @dataclass(frozen=True, eq=False)
@@ -419,34 +434,47 @@ class PrunedModel:
         signals = self._signals(output, placeholder, lengths, questions)
         # Beams repeat an image's features as one object: what is chosen for it is chosen once. But
         # two rows can ask different things about one image.
-        chosen: dict[tuple[int, int], ImageChoice] = {}
-        choices = []
-        for (features, grid), own in zip(located, signals, strict=True):
-            key = id(features), id(own.get("text"))
-            if key not in chosen:
-                chosen[key] = self._choose_image(modality, features, grid, own)
-            choices.append(chosen[key])
-        return Selection(modality, placeholder, lengths, choices)
-
-    def _choose_image(
-        self,
-        modality: str,
-        features: Tensor,
-        grid: tuple[int, int, int] | None,
-        signals: dict[str, Tensor],
-    ) -> ImageChoice:
-        """Runs the pruner on every group of one image's features [n, d]."""
-        divided = self.family.groups(self.model, modality, features, grid)
-        tokens = [
-            VisualTokens(
-                features[group.rows].detach(),
-                grid=group.grid,
-                kind=group.kind,
-                **{name: of_rows(name, values, group.rows) for name, values in signals.items()},
-            )
-            for group in divided
+        keys = [
+            (id(features), id(own.get("text")))
+            for (features, _), own in zip(located, signals, strict=True)
         ]
-        reduced = self.pruner.reduce_groups(tokens)
+        images: dict[tuple[int, int], EncodedImage] = {}
+        for key, (features, grid), own in zip(keys, located, signals, strict=True):
+            images.setdefault(key, EncodedImage(features, grid, own))
+        choices = self._choose_images(modality, list(images.values()))
+        chosen = dict(zip(images, choices, strict=True))
+        return Selection(modality, placeholder, lengths, [chosen[key] for key in keys])
+
+    def _choose_images(self, modality: str, images: Sequence[EncodedImage]) -> list[ImageChoice]:
+        """Runs the pruner on every group of every image, all in one go for methods that can."""
+        divided = [
+            self.family.groups(self.model, modality, image.features, image.grid) for image in images
+        ]
+        reduced = self.pruner.reduce_images(
+            [
+                [self._shown(image, group) for group in groups]
+                for image, groups in zip(images, divided, strict=True)
+            ]
+        )
+        return [
+            self._chosen(image.features, groups, of_groups)
+            for image, groups, of_groups in zip(images, divided, reduced, strict=True)
+        ]
+
+    @staticmethod
+    def _shown(image: EncodedImage, group: Group) -> VisualTokens:
+        """What the pruner is shown of a group."""
+        signals = {name: of_rows(name, x, group.rows) for name, x in image.signals.items()}
+        features = image.features[group.rows].detach()
+        return VisualTokens(features, grid=group.grid, kind=group.kind, **signals)
+
+    def _chosen(
+        self,
+        features: Tensor,
+        divided: list[Group],
+        reduced: list[tuple[Tensor, Tensor | None]],
+    ) -> ImageChoice:
+        """What stays of one image's features [n, d], by what was chosen of its groups."""
         if any(members is not None for _, members in reduced):
             self._require_merging()
         rows, whole = assembled(features, [group.rows for group in divided], reduced)

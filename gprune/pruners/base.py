@@ -99,11 +99,24 @@ class Pruner(ABC):
         Raises:
             TypeError, ValueError: see `select`; or ``keep`` gives no budget for a group.
         """
+        self._check(groups)
+        given = budgets(self.keep, groups)
+        return [self._reduce(*pair) for pair in zip(groups, given, strict=True)]
+
+    def reduce_images(
+        self, images: Sequence[Sequence[VisualTokens]]
+    ) -> list[list[tuple[Tensor, Tensor | None]]]:
+        """`reduce_groups` for each of several images, which a method may look at in one go.
+
+        Raises:
+            TypeError, ValueError: see `select`; or ``keep`` gives no budget for a group.
+        """
+        return [self.reduce_groups(groups) for groups in images]
+
+    def _check(self, groups: Sequence[VisualTokens]) -> None:
         for tokens in groups:
             self._check_signals(tokens)
             tokens.check_values()
-        given = budgets(self.keep, groups)
-        return [self._reduce(*pair) for pair in zip(groups, given, strict=True)]
 
     def _check_signals(self, tokens: VisualTokens) -> None:
         for signal in self.signals:

@@ -7,6 +7,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from gprune.pruners.base import highest
 from gprune.pruners.cover import GraphCover, into_nearest
 from gprune.pruners.gprune import GPrune
 from gprune.tokens import VisualTokens
@@ -68,6 +69,9 @@ class WeightedGPrune(GPrune):
     proportional: ClassVar[bool] = True
 
     def partition(self, tokens: VisualTokens, k: int) -> tuple[Tensor, Tensor | None]:
-        kept = self.choose(tokens, k)
+        return self.ranked(tokens, self.score(tokens), k)
+
+    def ranked(self, tokens: VisualTokens, scores: Tensor, k: int) -> tuple[Tensor, Tensor | None]:
+        kept = highest(scores, k)
         distance, _ = GraphCover(k).joint(tokens)
         return kept, into_nearest(distance, kept)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+
 import numpy as np
 import pytest
 import torch
@@ -189,3 +191,11 @@ def test_nothing_of_size_n_squared_outlives_the_selection():
     assert not alive
     assert len(scores) == 93
     assert np.prod(scores.shape) == 93
+
+
+def test_a_backend_that_is_not_there(monkeypatch):
+    with pytest.raises(ValueError, match="backend='cuda' must be one of torch, triton"):
+        GPrune(0.5, backend="cuda")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"backend='triton' needs Triton.*take backend='torch'"):
+        GPrune(0.5, backend="triton")
