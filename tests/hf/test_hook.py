@@ -466,6 +466,47 @@ def test_second_turn_with_another_image(name):
     assert (step.logits[:, -1] - logits[:, 1]).abs().max() <= 1e-5
 
 
+@pytest.mark.parametrize("images", [[0, 0], [1, 2]])
+@pytest.mark.parametrize("name", [name for name, specimen in SPECIMENS.items() if specimen.turns])
+def test_a_picture_after_a_turn_that_was_not_pruned(name, images):
+    """One without pictures, or one outside the block: its cache is a plain one with a past."""
+    family = SPECIMENS[name]
+    model = family.build()
+    first, second = (
+        make_batch(family, model, images, seed=1),
+        make_batch(family, model, [2, 1], seed=2),
+    )
+    ids, mask = (
+        torch.cat([first.inputs[name], second.inputs[name]], 1)
+        for name in ("input_ids", "attention_mask")
+    )
+    rows = [one + other for one, other in zip(first.rows, second.rows, strict=True)]
+    joined = finish_batch(family, ids, mask, rows, [])
+    positions = joined.positions(model)
+    past = first.inputs["input_ids"].shape[1]
+    cache = forward(model, first, position_ids=positions[..., :past]).past_key_values
+    types = family.token_types(ids) if family.history else family.token_types(ids[:, past:])
+    with UniformGridPruner(keep=0.3)(model) as pruned, torch.no_grad():
+        call = {**second.inputs, "attention_mask": mask, **types}
+        output = model(**call, position_ids=positions[..., past:], past_key_values=cache)
+        kept = torch.cat([torch.ones_like(ids[:, :past]), pruned.kept_mask], 1)
+        assert cache.get_seq_length() == mask.shape[1]
+        token = output.logits[:, -1:].argmax(-1)
+        step = model(
+            input_ids=token,
+            attention_mask=torch.cat([mask, torch.ones_like(token)], 1),
+            position_ids=positions[..., -1:] + 1,
+            past_key_values=cache,
+        )
+        # Back into the second turn's text: the first turn's slots keep their places.
+        cache.crop(-3)
+        assert cache.get_seq_length() == mask.shape[1] - 2
+    tokens, logits = masked_greedy(model, joined, kept, 2)
+    assert torch.equal(token, tokens[:, :1])
+    assert (output.logits[:, -1] - logits[:, 0]).abs().max() <= 1e-5
+    assert (step.logits[:, -1] - logits[:, 1]).abs().max() <= 1e-5
+
+
 def test_decoding_without_mask_or_positions(family, model):
     """A hand-written loop that passes ids and cache alone still sees the right mask."""
     batch = make_batch(family, model, [1])
@@ -543,6 +584,24 @@ def test_loss_sees_the_kept_positions_only(family, model):
         output = forward(model, batch, labels=labels)
     kept = labels[pruned.kept_mask]
     expected = torch.nn.functional.cross_entropy(output.logits[0, :-1], kept[1:], ignore_index=-100)
+    assert torch.allclose(output.loss, expected)
+
+
+def test_loss_of_uneven_rows(family, model):
+    """What pruning pads a row with is no label, whatever the padding's own token is."""
+    batch = make_batch(family, model, [1, 2 if family.beams else 1])
+    ids, mask = batch.inputs["input_ids"], batch.inputs["attention_mask"]
+    labels = ids.masked_fill((ids == IMAGE) | (mask == 0), -100)
+    with GPrune(keep=0.3)(model) as pruned:
+        output = forward(model, batch, labels=labels)
+    logits, labels = [], [row[kept] for row, kept in zip(labels, pruned.kept_mask, strict=True)]
+    for own, row in zip(output.logits, labels, strict=True):
+        # The column before a row's own is padding where another row is longer: it is asked for the
+        # row's first token, as padding is in a model without pruning.
+        first = len(own) - len(row)
+        logits.append(own[first - 1 : -1] if first else own[:-1])
+    labels = [row if len(x) == len(row) else row[1:] for x, row in zip(logits, labels, strict=True)]
+    expected = torch.nn.functional.cross_entropy(torch.cat(logits), torch.cat(labels))
     assert torch.allclose(output.loss, expected)
 
 
