@@ -14,14 +14,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
+import matplotlib.pyplot as plt
 import numpy as np
 import typer
-from leaderboard import Board, accuracies, markdown, scored
+from leaderboard import Board, accuracies, markdown
 from tiny_accuracy import FULL, MODEL, RESULTS
 
 from gprune.evaluation.metrics import Tally, between
 
 PAGE, OTHERS = Path("docs/models.md"), Path("benchmarks/results/models")
+PICTURE = Path("docs/images/models.png")
 KEEPS = (0.5, 0.36, 0.25, 0.1, 0.05)
 
 INTRODUCTION = """\
@@ -85,6 +87,7 @@ def page(shipped: Path = RESULTS, others: Path = OTHERS) -> str:
     kinds, alike = on_common_types(every)
     names = ", ".join(kind.replace("_", " ") for kind in kinds)
     lines = [head, "## The models", "", *made_how(every), *answered(every)]
+    lines += ["![What each model retains with each method](images/models.png)", ""]
     lines += ["## Accuracy", "", *textwrap.wrap(HOW.format(count=len(kinds), kinds=names), 100), ""]
     for keep in KEEPS:
         lines += at_budget(alike, keep)
@@ -102,7 +105,7 @@ def told(made: Mapping[str, object]) -> Iterator[object]:
     architecture = made["architecture"]
     assert isinstance(architecture, dict)
     yield architecture["tower"]
-    yield {"patches": "labels of patches", "captions": "captions"}[str(made["objective"])]
+    yield taught(made)
     yield "its own" if made["language"] is None else f"begun with that of {made['language']}"
     yield made["seed"]
     yield f"{made['patch_steps']} + {made['answer_steps']}"
@@ -140,15 +143,15 @@ def at_budget(every: Sequence[Model], keep: float) -> Iterator[str]:
     yield from (
         f"### Keep {keep}",
         "",
-        "Share of what all tokens reach, in %, and macro accuracy.",
+        "Share of what all tokens reach, in %, with half of its 95% interval's width.",
         "",
     )
     rows = []
     for place in order:
-        cells = [
-            f"{share:.0f} · {scored(board[names[place]])}"
-            for share, board in zip(retained[:, place], boards, strict=True)
-        ]
+        cells = []
+        for model, board, share in zip(every, boards, retained[:, place], strict=True):
+            low, high = board[names[place]].interval
+            cells.append(f"{share:.0f} ± {50 * (high - low) / model.board.full.macro:.0f}")
         rows.append([names[place], f"{retained[:, place].mean():.0f}", *cells])
     yield from markdown(("method", "mean", *(model.name for model in every)), rows)
     yield from agreement(every, boards, names)
@@ -158,11 +161,22 @@ def agreement(
     every: Sequence[Model], boards: Sequence[Mapping[str, Tally]], names: Sequence[str]
 ) -> Iterator[str]:
     """How alike the models order the methods, and the pairs that they order otherwise."""
-    parts = [
-        f"{one.name} and {other.name} {rank_correlation(macros(a, names), macros(b, names)):+.2f}"
-        for (one, a), (other, b) in itertools.combinations(zip(every, boards, strict=True), 2)
-    ]
-    yield f"Rank correlation (Kendall's tau): {', '.join(parts)}."
+    values = [macros(board, names) for board in boards]
+    yield "Kendall's tau between the rankings of two models:"
+    yield ""
+    yield from markdown(
+        ("", *(model.name for model in every[1:])),
+        (
+            [
+                every[row].name,
+                *(
+                    f"{rank_correlation(values[row], values[column]):+.2f}" if column > row else ""
+                    for column in range(1, len(every))
+                ),
+            ]
+            for row in range(len(every) - 1)
+        ),
+    )
     samples = [{name: board[name].resampled() for name in names} for board in boards]
     verdicts = {
         (one, other): [verdict(sample[one] - sample[other]) for sample in samples]
@@ -177,17 +191,89 @@ def agreement(
         "the other way by another, the rest are undecided by at least one."
     )
     yield ""
-    if flipped:
-        yield "The flips, as points that the first is ahead of the second:"
+    yield from between_objectives(every, boards, names)
+
+
+def between_objectives(
+    every: Sequence[Model], boards: Sequence[Mapping[str, Tally]], names: Sequence[str]
+) -> Iterator[str]:
+    """The pairs of methods that one way of teaching orders otherwise than another does."""
+    groups: dict[str, list[Mapping[str, Tally]]] = {}
+    for model, board in zip(every, boards, strict=True):
+        groups.setdefault(taught(model.made), []).append(board)
+    if len(groups) < 2:
+        return
+    (one, first), (two, second) = groups.items()
+    ours, theirs = seeds_resampled(first, names), seeds_resampled(second, names)
+    means = [np.mean([macros(board, names) for board in group], 0) for group in (first, second)]
+    lines = []
+    alike = 0
+    for a, b in itertools.combinations(range(len(names)), 2):
+        found = [verdict(samples[a] - samples[b]) for samples in (ours, theirs)]
+        alike += found[0] == found[1] != 0
+        if found[0] * found[1] < 0:
+            ahead = [f"{mean[a] - mean[b]:+.1f}" for mean in means]
+            lines.append(f"- `{names[a]}` and `{names[b]}`: {one} {ahead[0]}, {two} {ahead[1]}")
+    yield (
+        f"By what the towers were taught, over pictures and seeds: {alike} pairs are ordered alike "
+        f"after {one} and after {two} (tau of the mean accuracies "
+        f"{rank_correlation(*means):+.2f}), {len(lines)} otherwise"
+        + (", as points that the first is ahead of the second:" if lines else ".")
+    )
+    yield ""
+    if lines:
+        yield from lines
         yield ""
-        for one, other in flipped:
-            ahead = ", ".join(
-                f"{model.name} {board[one].macro - board[other].macro:+.1f}"
-                for model, board, v in zip(every, boards, verdicts[one, other], strict=True)
-                if v
+
+
+def picture(every: Sequence[Model], path: Path) -> None:
+    """Draws what each model retains with each method at two budgets."""
+    figure, axes = plt.subplots(1, 2, figsize=(11, 6), layout="constrained")
+    order: list[str] = []
+    for axis, keep in zip(axes, (0.25, 0.1), strict=True):
+        boards = [model.board.at(keep) for model in every]
+        share = {
+            name: [
+                100 * board[name].macro / model.board.full.macro
+                for model, board in zip(every, boards, strict=True)
+            ]
+            for name in boards[0]
+            if all(name in board for board in boards)
+        }
+        order = order or sorted(share, key=lambda name: np.mean(share[name]))
+        names = [name for name in order if name in share]
+        for number, model in enumerate(every):
+            captions = model.made["objective"] == "captions"
+            axis.plot(
+                [share[name][number] for name in names],
+                names,
+                "^" if captions else "o",
+                color=plt.get_cmap("Oranges" if captions else "Blues")(0.9 - 0.15 * number % 0.6),
+                label=f"{model.name} ({taught(model.made)})",
+                alpha=0.8,
             )
-            yield f"- `{one}` and `{other}`: {ahead}"
-        yield ""
+        axis.set(title=f"keep {keep}", xlabel="% of what all tokens reach")
+        axis.grid(alpha=0.3)
+    axes[1].legend(fontsize="small")
+    figure.savefig(path, dpi=80)
+    plt.close(figure)
+
+
+def taught(made: Mapping[str, object]) -> str:
+    """What a model's tower was taught by."""
+    return {"patches": "labels of patches", "captions": "captions"}[str(made["objective"])]
+
+
+def seeds_resampled(boards: Sequence[Mapping[str, Tally]], names: Sequence[str]) -> np.ndarray:
+    """Macro accuracies of bootstrap samples of pictures and of models, [methods, RESAMPLES].
+
+    The same draws for every method, so that differences are paired.
+    """
+    every = np.array([[board[name].resampled() for name in names] for board in boards])
+    count = len(boards)
+    rng = np.random.default_rng(0)
+    weights = rng.multinomial(count, np.full(count, 1 / count), size=every.shape[2]) / count
+    return np.einsum("mnr,rm->nr", every, weights)
 
 
 def macros(board: Mapping[str, Tally], names: Sequence[str]) -> np.ndarray:
@@ -216,9 +302,11 @@ def main(
     shipped: Annotated[Path, typer.Option(help="Results of the shipped model.")] = RESULTS,
     others: Annotated[Path, typer.Option(help="Folder of other models' results.")] = OTHERS,
     out: Annotated[Path, typer.Option(help="The page.")] = PAGE,
+    drawn: Annotated[Path, typer.Option(help="Its picture.")] = PICTURE,
 ) -> None:
-    """Write the page."""
+    """Write the page and its picture."""
     out.write_text(page(shipped, others))
+    picture(on_common_types(models(shipped, others))[1], drawn)
 
 
 if __name__ == "__main__":

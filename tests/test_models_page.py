@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from gprune.tinyvlm.card import sums_of
 from gprune.tinyvlm.model import SHIPPED, checkpoint_folder
@@ -74,24 +75,58 @@ def test_rank_correlation_is_kendalls(models, pairs):
         assert found == pytest.approx((concordant - discordant) / scale)
 
 
-def test_a_model_that_orders_two_methods_otherwise_is_told(models, here, tmp_path):
-    """The results of two methods change places: every pair that is told apart is a flip."""
-    others = tmp_path / "others"
-    shutil.copytree(models.RESULTS, others / "swapped")
-    one, other = (others / "swapped" / f"{name}.json" for name in ("divprune", "l2_norm"))
+def with_swapped(models, folder: Path, objective: str) -> None:
+    """The shipped model's results where two methods have changed places."""
+    shutil.copytree(models.RESULTS, folder)
+    one, other = (folder / f"{name}.json" for name in ("divprune", "l2_norm"))
     one_text = one.read_text().replace("divprune", "l2_norm")
     one.write_text(other.read_text().replace("l2_norm", "divprune"))
     other.write_text(one_text)
-    page = models.page(models.RESULTS, others)
-    assert "| swapped | clip | labels of patches | its own | 0 |" in page
+    made = json.loads((folder / models.MODEL).read_text())
+    (folder / models.MODEL).write_text(json.dumps({**made, "objective": objective}))
+
+
+def test_an_objective_that_orders_two_methods_otherwise_is_told(models, here, tmp_path):
+    """Every pair that is told apart is a flip."""
+    with_swapped(models, tmp_path / "swapped", "captions")
+    page = models.page(models.RESULTS, tmp_path)
+    assert "| swapped | clip | captions | its own | 0 |" in page
     for keep in models.KEEPS:
         part = page.split(f"### Keep {keep}\n")[1].split("###")[0]
         (line,) = [x for x in part.splitlines() if x.startswith("- `divprune` and `l2_norm`")]
         first, second = line.split(": ")[1].split(", ")
-        assert first.startswith("tinyvlm +")
-        assert second == first.replace("tinyvlm +", "swapped -")
-    same = tmp_path / "same"
-    shutil.copytree(models.RESULTS, same / "same")
-    page = models.page(models.RESULTS, same)
-    assert "The flips" not in page
-    assert page.count("tinyvlm and same +1.00") == len(models.KEEPS)
+        assert first.startswith("labels of patches +")
+        assert second == first.replace("labels of patches +", "captions -")
+
+
+def test_models_that_agree(models, here, tmp_path):
+    shutil.copytree(models.RESULTS, tmp_path / "same")
+    page = models.page(models.RESULTS, tmp_path)
+    assert page.count("| tinyvlm | +1.00 |") == len(models.KEEPS)
+    assert page.count(", 0 are ordered one way by one model and the other way") == len(models.KEEPS)
+    assert "By what the towers were taught" not in page
+
+
+def test_seeds_are_resampled_with_pictures(models, here):
+    """Each sample is the mean of as many models as there are, drawn with replacement."""
+    board = models.Board(models.RESULTS).at(0.25)
+    names = ["divprune", "random"]
+    swapped = {"divprune": board["random"], "random": board["divprune"]}
+    found = models.seeds_resampled([board, swapped], names)
+    one, other = (board[name].resampled() for name in names)
+    # Both models, either twice: no other mean is possible.
+    for mine, theirs, samples in ((one, other, found[0]), (other, one, found[1])):
+        near = np.stack([mine, theirs, (mine + theirs) / 2])
+        assert np.allclose(np.abs(near - samples).min(0), 0)
+    assert np.allclose(found.sum(0), one + other)  # paired: the same draws for both methods
+    alone = models.seeds_resampled([board], names)
+    assert np.allclose(alone, [one, other])
+
+
+def test_the_picture(models, here, tmp_path):
+    with_swapped(models, tmp_path / "swapped", "captions")
+    models.picture(
+        models.on_common_types(models.models(models.RESULTS, tmp_path))[1], tmp_path / "x.png"
+    )
+    with Image.open(tmp_path / "x.png") as drawn:
+        assert min(drawn.size) > 300

@@ -41,7 +41,7 @@ def test_what_it_does_not_do_is_refused():
     query, key = torch.randn(1, 4, 3, 8), torch.randn(1, 2, 3, 8)
     with pytest.raises(ValueError, match="as many heads of keys as of queries and no dropout"):
         products(nn.Identity(), query, key, key, None)
-    with pytest.raises(ValueError, match="got 4, 4 and 0.5; take 'sdpa'"):
+    with pytest.raises(ValueError, match=r"got 4, 4 and 0\.5; take 'sdpa'"):
         products(nn.Identity(), query, query, query, None, dropout=0.5)
 
 
