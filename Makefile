@@ -37,9 +37,11 @@ test-oldest: .venv/ready .venv/oldest/ready
 		--target .venv/oldest transformers==5.19.0
 	touch $@
 
-# The GPU's kernels, run by Triton's interpreter on the CPU.
+# The GPU's kernels: run by Triton's interpreter on the CPU, and compiled for GPUs.
 test-triton: .venv/triton/ready
-	PYTHONPATH=.venv/triton TRITON_INTERPRET=1 $(RUN)/python -m pytest tests/kernels
+	PYTHONPATH=.venv/triton TRITON_INTERPRET=1 $(RUN)/python -m pytest tests/kernels/test_kernels.py
+	PYTHONPATH=.venv/triton TRITON_CACHE_DIR=.venv/triton/cache \
+		$(RUN)/python -m pytest tests/kernels/test_compiling.py
 
 .venv/triton/ready: requirements-triton.lock .venv/ready
 	$(RUN)/pip install --quiet --disable-pip-version-check --no-deps --upgrade \

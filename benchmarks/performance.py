@@ -58,9 +58,10 @@ TRIED = """What was tried and left out, on a CPU with torch 2.13:
 Not measured on a GPU: none was at hand. There the dense form runs, in few large launches.
 `GPrune(keep, backend="triton")` has kernels of our own instead (`gprune.kernels`): 16-bit products
 on tensor cores, the n-by-n weights written once and only where there are edges, all images of a
-batch in one launch sequence, nothing read back by the host. Triton's interpreter shows on the CPU
-that they keep the same tokens (`make test-triton`); until a GPU has shown that they are faster they
-are not the default. `python benchmarks/selection.py --device cuda --kernels` measures it."""
+batch in one launch sequence, nothing read back by the host. `make test-triton` shows on a CPU that
+they keep the same tokens, in Triton's interpreter, and that they compile for an A100 and an H100;
+until a GPU has shown that they are faster they are not the default.
+`python benchmarks/selection.py --device cuda --kernels` measures it."""
 
 LONG = """## Long videos
 

@@ -3,7 +3,7 @@
 The dense form of `gprune.graph` passes over the n-by-n matrix many times on a GPU and computes its
 product in float32. Here a tile's product stays in registers until its weights are known:
 
-* `_prepare`: norms, and features scaled by a power of two to a norm of about one, which is exact;
+* `_prepare`: norms, and features scaled by a power of two, which is exact, to norms of 256 to 512;
 * `_tiles`: one program for each pair of blocks of the lower triangle. Products of the features in
   their own dtype, summed in float32 (for 16-bit features on tensor cores, each product exact);
   cosines, edges, weights, and for each token of the two blocks the count and sum of its edges. The

@@ -50,8 +50,8 @@ class GPrune(ScorePruner):
         temperature: T of the row softmax, > 0.
         iterations: t, propagation steps, >= 0.
         backend: ``torch``, or ``triton`` for kernels of our own on a GPU (`gprune.kernels`), which
-            take all images of a batch in one launch sequence. They were checked in Triton's
-            interpreter and not yet timed on a GPU, so ``torch`` is the default there too.
+            take all images of a batch in one launch sequence. They were run in Triton's interpreter
+            and compiled for GPUs, but not yet timed on one, so ``torch`` is the default there too.
 
     Raises:
         TypeError, ValueError: a value is out of range, ``backend`` is neither, or Triton is not
