@@ -6,7 +6,7 @@ export OMP_WAIT_POLICY := PASSIVE
 export TRANSFORMERS_VERBOSITY ?= error
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: demo app test test-oldest test-triton test-app test-lmms test-vllm lint train train-siglip
+.PHONY: demo app test test-oldest test-triton test-app test-lmms test-vllm lint train train-siglip study
 .PHONY: bench bench-check performance figures wheel docs audit sbom soak fuzz fuzz-guided mutants clean
 demo: .venv/ready
 	$(RUN)/gprune demo
@@ -83,6 +83,23 @@ train: .venv/ready
 train-siglip: .venv/ready
 	$(RUN)/python -m gprune.tinyvlm.train --out runs/siglip --seed 1 --tower siglip \
 		--language tinyvlm --patch-steps 3600 --answer-steps 1600 --answer-rate 5e-4
+
+# Towers taught otherwise and from other seeds, for docs/models.md: each three quarters of an hour on two
+# cores, with what methods cost on it.
+STUDY := captions-1 captions-2 captions-3 patches-2
+STUDIED := average_pooling,cdpruner,d2pruner,dart,divprune,gprune,graph_cover,hiprune,holov,l2_norm,random
+STUDIED := $(STUDIED),text_cover,todre,tome,uniform_grid,visionzip,vispruner,vlm_pruner,weighted_cover
+STUDIED := $(STUDIED),weighted_gprune
+study: .venv/ready
+	for model in $(STUDY); do \
+		$(RUN)/python -m gprune.tinyvlm.train --out runs/$$model --objective $${model%-*} \
+			--seed $${model#*-} --language tinyvlm --attention products \
+			--patch-steps 2400 --answer-steps 800 && \
+		$(RUN)/python benchmarks/tiny_accuracy.py --checkpoint runs/$$model/checkpoint \
+			--out benchmarks/results/models/$$model --work out/$$model \
+			--keeps 0.5,0.36,0.25,0.1,0.05 --names $(STUDIED) || exit 1; \
+	done
+	$(RUN)/python benchmarks/models.py
 
 bench: .venv/ready
 	$(RUN)/python benchmarks/selection.py --out benchmarks/results/selection.json

@@ -548,6 +548,12 @@ def doctor(as_json: JsonOption = False) -> None:
             "the processors of Qwen-VL, InternVL and OneVision need it; the library does not",
         ),
         (
+            "triton",
+            installed("triton"),
+            bool(installed("triton")),
+            "comes with torch for CUDA; only GPrune(keep, backend='triton') needs it",
+        ),
+        (
             "gradio",
             installed("gradio"),
             bool(installed("gradio")),
