@@ -44,7 +44,7 @@ With all tokens the model is right in {full}; given another picture, in {blind}.
   number of methods that are better at that budget, and one is better than another when the 95%
   interval of their *paired* difference lies above 0. With this many pairs, some will be luck.
 - One small model on scenes of large shapes is no ranking of methods on yours: `gprune eval` makes
-  that one.
+  that one. [Five other towers](models.md) order some methods otherwise.
 """
 
 WHY = """\

@@ -58,7 +58,7 @@ class Model:
 
 
 def models(shipped: Path = RESULTS, others: Path = OTHERS) -> list[Model]:
-    """The shipped model, then the others by name."""
+    """The shipped model, then those taught as it was, then the others, by name."""
     folders = [shipped, *sorted(path for path in others.glob("*") if path.is_dir())]
     found = []
     for folder in folders:
@@ -67,7 +67,7 @@ def models(shipped: Path = RESULTS, others: Path = OTHERS) -> list[Model]:
         found.append(Model(name, made, Board(folder)))
     if any(model.board.questions != found[0].board.questions for model in found):
         raise ValueError(f"results in {str(others)!r} are of other questions; run them anew")
-    return found
+    return sorted(found, key=lambda model: model.made["objective"] != found[0].made["objective"])
 
 
 def on_common_types(every: Sequence[Model]) -> tuple[list[str], list[Model]]:
@@ -89,6 +89,7 @@ def page(shipped: Path = RESULTS, others: Path = OTHERS) -> str:
     lines = [head, "## The models", "", *made_how(every), *answered(every)]
     lines += ["![What each model retains with each method](images/models.png)", ""]
     lines += ["## Accuracy", "", *textwrap.wrap(HOW.format(count=len(kinds), kinds=names), 100), ""]
+    lines += in_short(alike)
     for keep in KEEPS:
         lines += at_budget(alike, keep)
     return "\n".join(lines).rstrip() + "\n"
@@ -129,10 +130,56 @@ def answered(every: Sequence[Model]) -> Iterator[str]:
     yield from markdown(("type", *(model.name for model in every)), rows)
 
 
+def in_short(every: Sequence[Model]) -> Iterator[str]:
+    """How alike rankings are within and across what the towers were taught by."""
+    kinds = list(dict.fromkeys(taught(model.made) for model in every))
+    if len(kinds) < 2:
+        return
+    rows = []
+    for keep in KEEPS:
+        boards = [model.board.at(keep) for model in every]
+        names = in_all(boards)
+        taus: dict[tuple[str, ...], list[float]] = {}
+        for (one, a), (other, b) in itertools.combinations(zip(every, boards, strict=True), 2):
+            pair = tuple(dict.fromkeys((taught(one.made), taught(other.made))))
+            taus.setdefault(pair, []).append(rank_correlation(macros(a, names), macros(b, names)))
+        cells = [
+            f"{np.mean(taus[pair]):+.2f}" if pair in taus else ""
+            for pair in ((kinds[0],), (kinds[1],))
+        ]
+        best = []
+        for kind in kinds:
+            own = [
+                macros(board, names)
+                for model, board in zip(every, boards, strict=True)
+                if taught(model.made) == kind
+            ]
+            best.append(f"`{names[int(np.mean(own, 0).argmax())]}`")
+        rows.append([keep, *cells, f"{np.mean(taus[kinds[0], kinds[1]]):+.2f}", *best])
+    yield "Kendall's tau of the rankings of two models, the mean over pairs of models:"
+    yield ""
+    yield from markdown(
+        (
+            "keep",
+            f"both by {kinds[0]}",
+            f"both by {kinds[1]}",
+            "one by each",
+            f"first by {kinds[0]}",
+            f"first by {kinds[1]}",
+        ),
+        rows,
+    )
+
+
+def in_all(boards: Sequence[Mapping[str, Tally]]) -> list[str]:
+    """The methods that every board has."""
+    return [name for name in boards[0] if all(name in board for board in boards)]
+
+
 def at_budget(every: Sequence[Model], keep: float) -> Iterator[str]:
     """What the models say about the methods at one budget."""
     boards = [model.board.at(keep) for model in every]
-    names = [name for name in boards[0] if all(name in board for board in boards)]
+    names = in_all(boards)
     retained = np.array(
         [
             [100 * board[name].macro / model.board.full.macro for name in names]
@@ -237,8 +284,7 @@ def picture(every: Sequence[Model], path: Path) -> None:
                 100 * board[name].macro / model.board.full.macro
                 for model, board in zip(every, boards, strict=True)
             ]
-            for name in boards[0]
-            if all(name in board for board in boards)
+            for name in in_all(boards)
         }
         order = order or sorted(share, key=lambda name: np.mean(share[name]))
         names = [name for name in order if name in share]
