@@ -12,8 +12,8 @@ product in float32. Here a tile's product stays in registers until its weights a
   triangle.
 
 Nothing is added up by atomics in an order that changes: partial counts and sums have places of
-their own. Sums over tokens are in float64, as in `gprune.graph`. Weights are stored in float32: in
-half precision they would take half the room, and other tokens would be kept.
+their own. Sums over tokens are in float64, as in `gprune.graph`. Weights are stored in float32:
+half precision would take half the room and decide near ties otherwise than `gprune.graph`.
 """
 
 from __future__ import annotations

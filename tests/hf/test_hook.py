@@ -422,6 +422,16 @@ def test_no_mask_no_cache_is_not_read_as_packed_sequences(family, model):
     assert (last - logits[:, 0]).abs().max() <= 1e-5
 
 
+def in_one(first: Batch, second: Batch) -> Batch:
+    """Two turns as one batch; it takes the images row by row, first turn, then second."""
+    ids, mask = (
+        torch.cat([first.inputs[name], second.inputs[name]], 1)
+        for name in ("input_ids", "attention_mask")
+    )
+    rows = [one + other for one, other in zip(first.rows, second.rows, strict=True)]
+    return finish_batch(first.specimen, ids, mask, rows, [])
+
+
 @pytest.mark.parametrize("name", [name for name, specimen in SPECIMENS.items() if specimen.turns])
 def test_second_turn_with_another_image(name):
     """Two turns through one cache equal one full-length call with both turns' drops masked."""
@@ -431,13 +441,8 @@ def test_second_turn_with_another_image(name):
         make_batch(family, model, [1, 2], seed=1),
         make_batch(family, model, [1, 1], seed=2),
     )
-    # The reference takes the images row by row: first turn, then second.
-    ids, mask = (
-        torch.cat([first.inputs[name], second.inputs[name]], 1)
-        for name in ("input_ids", "attention_mask")
-    )
-    rows = [one + other for one, other in zip(first.rows, second.rows, strict=True)]
-    joined = finish_batch(family, ids, mask, rows, [])
+    joined = in_one(first, second)
+    ids, mask = joined.inputs["input_ids"], joined.inputs["attention_mask"]
     positions = joined.positions(model)
     past = first.inputs["input_ids"].shape[1]
     with UniformGridPruner(keep=0.3)(model) as pruned, torch.no_grad():
@@ -476,12 +481,8 @@ def test_a_picture_after_a_turn_that_was_not_pruned(name, images):
         make_batch(family, model, images, seed=1),
         make_batch(family, model, [2, 1], seed=2),
     )
-    ids, mask = (
-        torch.cat([first.inputs[name], second.inputs[name]], 1)
-        for name in ("input_ids", "attention_mask")
-    )
-    rows = [one + other for one, other in zip(first.rows, second.rows, strict=True)]
-    joined = finish_batch(family, ids, mask, rows, [])
+    joined = in_one(first, second)
+    ids, mask = joined.inputs["input_ids"], joined.inputs["attention_mask"]
     positions = joined.positions(model)
     past = first.inputs["input_ids"].shape[1]
     cache = forward(model, first, position_ids=positions[..., :past]).past_key_values

@@ -190,32 +190,31 @@ def test_scores_do_not_depend_on_what_else_is_in_the_batch():
         assert torch.equal(pruner.score(tokens), scores)
 
 
-def test_one_launch_sequence_for_all_images(monkeypatch):
-    built = []
+@pytest.fixture
+def built(monkeypatch):
+    """The counts of each launch sequence."""
+    every = []
     build = kernels.KernelGraph.build
     monkeypatch.setattr(
         kernels.KernelGraph,
         "build",
-        lambda x, counts, *a: built.append(counts) or build(x, counts, *a),
+        lambda x, counts, *a: every.append(counts) or build(x, counts, *a),
     )
+    return every
+
+
+def test_one_launch_sequence_for_all_images(built):
     images = [[VisualTokens(make_features("random", n, 8, n))] for n in (20, 30, 10)]
     GPrune(0.5, backend="triton").reduce_images(images)
     assert built == [[20, 30, 10]]
 
 
 @torch.no_grad()
-def test_inside_a_model(monkeypatch):
+def test_inside_a_model(built):
     """Batches of images in groups of several sizes: what torch keeps, in one launch sequence."""
     specimen = SPECIMENS["llava_next"]
     model = specimen.build()
     batch = make_batch(specimen, model, [2, 1])
-    built = []
-    build = kernels.KernelGraph.build
-    monkeypatch.setattr(
-        kernels.KernelGraph,
-        "build",
-        lambda x, counts, *a: built.append(counts) or build(x, counts, *a),
-    )
     with GPrune(0.4, backend="triton")(model) as pruned:
         logits = model(**batch.inputs).logits
         kept = pruned.kept
