@@ -22,6 +22,7 @@ from rich.table import Table
 from gprune import tiles
 from gprune.evaluation.bench import machine, selection_times
 
+CPU = torch.device("cpu")
 # What is timed: the features' dtype, whether tokens are screened in bfloat16 first, where the
 # machine has units for it, and how much all tokens have in common (see `selection_times`).
 CASES = (
@@ -32,7 +33,7 @@ CASES = (
 )
 
 
-def cases(device: torch.device) -> list[tuple[str, bool, float]]:
+def cases(device: torch.device = CPU) -> list[tuple[str, bool, float]]:
     """The cases that a device has; nothing is screened on a GPU."""
     if device.type != "cpu":
         return [("bfloat16", False, 0.0), ("float32", False, 0.0), ("bfloat16", False, 2.0)]
@@ -45,8 +46,8 @@ def measure(
     width: int,
     case: tuple[str, bool, float],
     repeats: int,
-    device: torch.device,
-    kernels: bool,
+    device: torch.device = CPU,
+    kernels: bool = False,
 ) -> dict[str, Any]:
     """One row: `selection_times` of a case."""
     dtype, screened, shared = case

@@ -72,6 +72,8 @@ def test_selection(script):
         assert (row["dtype"], row["screened"], row["shared"]) == case
         assert row["of_product"] > 0
         assert set(row["milliseconds"]) == {"gprune", "product", "matrix_power"}
+    # Nothing is screened on a GPU.
+    assert not any(screened for _, screened, _ in selection.cases(torch.device("cuda")))
 
 
 def test_long_video(script):

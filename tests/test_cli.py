@@ -285,7 +285,12 @@ def test_flops_of_a_checkpoint():
 def test_methods():
     listed = as_json("methods")["methods"]
     assert [row["name"] for row in listed] == gprune.methods()
-    assert listed[0]["options"] == {"threshold": 0.5, "temperature": 0.03, "iterations": 5}
+    assert listed[0]["options"] == {
+        "threshold": 0.5,
+        "temperature": 0.03,
+        "iterations": 5,
+        "backend": "torch",
+    }
     assert "uniform_grid" in call("methods").stdout
     reads = {row["name"]: row["signals"] for row in listed}
     assert reads["gprune"] == []
