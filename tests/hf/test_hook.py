@@ -471,6 +471,43 @@ def test_second_turn_with_another_image(name):
     assert (step.logits[:, -1] - logits[:, 1]).abs().max() <= 1e-5
 
 
+@pytest.mark.parametrize("name", [name for name, specimen in SPECIMENS.items() if specimen.turns])
+def test_a_turn_of_text_after_a_pruned_one(name):
+    """Its padding is seen by none, and types of the whole history lose those of dropped tokens."""
+    family = SPECIMENS[name]
+    model = family.build()
+    first, second = make_batch(family, model, [1, 2], seed=1), make_batch(family, model, [0, 0])
+    second.inputs["input_ids"][0, :3] = 0
+    second.inputs["attention_mask"][0, :3] = 0
+    joined = in_one(first, second)
+    ids, mask = joined.inputs["input_ids"], joined.inputs["attention_mask"]
+    positions = joined.positions(model)
+    past = first.inputs["input_ids"].shape[1]
+    with UniformGridPruner(keep=0.3)(model) as pruned, torch.no_grad():
+        cache = forward(model, first, position_ids=positions[..., :past]).past_key_values
+        kept = pruned.kept_mask
+        output = model(
+            input_ids=ids[:, past:],
+            attention_mask=mask,
+            position_ids=positions[..., past:],
+            past_key_values=cache,
+            **(family.token_types(ids) if family.history else {}),
+        )
+        assert torch.equal(pruned.kept_mask, kept)  # of the latest prefill with pictures
+        token = output.logits[:, -1:].argmax(-1)
+        step = model(
+            input_ids=token,
+            attention_mask=torch.cat([mask, torch.ones_like(token)], 1),
+            position_ids=positions[..., -1:] + 1,
+            past_key_values=cache,
+        )
+    kept = torch.cat([kept, torch.ones_like(ids[:, past:])], 1)
+    tokens, logits = masked_greedy(model, joined, kept, 2)
+    assert torch.equal(token, tokens[:, :1])
+    assert (output.logits[:, -1] - logits[:, 0]).abs().max() <= 1e-5
+    assert (step.logits[:, -1] - logits[:, 1]).abs().max() <= 1e-5
+
+
 @pytest.mark.parametrize("images", [[0, 0], [1, 2]])
 @pytest.mark.parametrize("name", [name for name, specimen in SPECIMENS.items() if specimen.turns])
 def test_a_picture_after_a_turn_that_was_not_pruned(name, images):
