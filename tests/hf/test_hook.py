@@ -89,6 +89,7 @@ def test_keep_one_is_bit_identical(family, images, dtype, attention):
     untouched = run()
     with GPrune(keep=1.0)(model) as pruned:
         through = run()
+        assert pruned.kept_mask.dtype == torch.bool
         assert pruned.kept_mask.all()
     for expected, actual in zip(untouched, through, strict=True):
         assert torch.equal(expected, actual)
@@ -198,10 +199,13 @@ def test_cache_is_really_shorter(family, model):
     assert cache.get_query_offset() == physical
 
 
-def test_kept_says_what_was_kept(family, model):
-    batch = make_batch(family, model, [2, 0, 1])
+@pytest.mark.parametrize("images", [[2, 0, 1], [1, 2]])
+def test_kept_says_what_was_kept(family, model, images):
+    batch = make_batch(family, model, images)
     keep = 0.3
     with GPrune(keep=keep)(model) as pruned:
+        assert pruned.kept_mask is None
+        assert pruned.kept == []
         forward(model, batch)
     ids, real = batch.inputs["input_ids"], batch.inputs["attention_mask"].bool()
     visual = ids == IMAGE
