@@ -71,13 +71,14 @@ def raise_pending(wait: bool = True) -> None:
 
 
 def require_finite(values: Tensor, name: str) -> None:
-    """Requires every value of ``values`` to be finite (NaN and infinity cannot be ranked)."""
+    """Requires every value of ``values`` to be finite in float32, in which it is ranked."""
     if not values.numel():
         return
     # Of a NaN both are NaN; much faster on a CPU than looking at every value by itself.
     low, high = values.aminmax()
     require(
-        torch.isfinite(low) & torch.isfinite(high),
-        f"{name} of shape {list(values.shape)} holds NaN or infinite values; find where the vision "
-        f"encoder overflows (float16 is the usual reason: try bfloat16) before pruning its output",
+        torch.isfinite(low.float()) & torch.isfinite(high.float()),
+        f"{name} of shape {list(values.shape)} holds NaN or infinite values, or some beyond "
+        f"float32's range; find where the vision encoder overflows (float16 is the usual reason: "
+        f"try bfloat16) before pruning its output",
     )

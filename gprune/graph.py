@@ -18,6 +18,7 @@ below what a float32 score resolves.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -39,8 +40,10 @@ WHOLE = 8192
 # Entries of the features that a CPU passes over at a time. Twice the second cache in float64: that
 # costs less than more and shorter passes do (a seventh of them at d = 4,096, a third at 1,024).
 PASS = 3 * 2**17
-# Norms whose square and whose tokens' channels float32 holds.
+# Norms whose products, squares and tokens' channels float32 holds.
 ORDINARY = (2.0**-40, 2.0**60)
+# Bytes that matrix libraries read at a time: rows that begin elsewhere may be summed otherwise.
+LINE = 64
 
 
 def cosine_similarity(features: Tensor) -> Tensor:
@@ -63,9 +66,10 @@ def _similarity(unit: UnitRows, shape: Sequence[int]) -> Tensor:
     similarity = unit.features.new_empty(*shape[:-2], size, size, dtype=torch.float32)
     # One product a group: a batched kernel may sum in another order than a single one does.
     for start, out in enumerate(similarity.view(-1, size, size)):
-        group = unit[n * start : n * (start + 1)]
-        _product_with_itself(F.pad(group, (0, 0, 0, size - n)) if size > n else group, out)
-    similarity = similarity[..., :n, :n].clamp_(-1, 1)
+        group = slice(n * start, n * (start + 1))
+        rows = aligned(whole_tiles(unit.plain[group]))
+        _cosines(rows, F.pad(unit.length[group], (0, size - n), value=1.0), out)
+    similarity = similarity[..., :n, :n]
     alive = (unit.norms > 0).view(*shape[:-1])
     similarity.diagonal(dim1=-2, dim2=-1).copy_(alive)
     return similarity
@@ -76,19 +80,41 @@ def padded(count: int) -> int:
     return count + -count % TILE
 
 
+def whole_tiles(rows: Tensor) -> Tensor:
+    """``rows`` [r, d], and zeros where that is no whole number of tiles."""
+    missing = -len(rows) % TILE
+    return F.pad(rows, (0, 0, 0, missing)) if missing else rows
+
+
+def aligned(rows: Tensor) -> Tensor:
+    """``rows`` [r, d] where they begin like a tensor of their own, else a copy that does."""
+    if rows.device.type == "cpu" and rows.data_ptr() % LINE:
+        return rows.clone()
+    return rows
+
+
 class UnitRows:
     """Tokens at unit L2 norm, computed where and when they are needed.
 
     Indexed by a slice or by int64 [r] it gives float32 [r, d]; a token of zero norm stays zero.
+    Cosines do without: they are products of the tokens as they are, divided by their lengths, for
+    which features in float32 need not be copied.
 
     Attributes:
         features: as given, [n, d]; of a batch, the tokens of all groups.
         norms: L2 norm of each token's features, float64 [n].
+        length: norm of each token in `plain`, float32 [n]; 1 for zero.
     """
 
     def __init__(self, features: Tensor) -> None:
         self.features = features
-        self.norms, self._exponent, self._length = _lengths(features)
+        self.norms, self._exponent, self.length = _lengths(features)
+
+    @functools.cached_property
+    def plain(self) -> Tensor:
+        """Tokens in float32, as they are or, where norms are extreme, scaled; [n, d]."""
+        scaled = _scaled(self.features, self._exponent)
+        return aligned(scaled.contiguous())
 
     @property
     def ordinary(self) -> bool:
@@ -99,12 +125,15 @@ class UnitRows:
         return len(self.features)
 
     def __getitem__(self, rows: slice | Tensor) -> Tensor:
+        return self._picked(rows) / self.length[rows].unsqueeze(-1)
+
+    def _picked(self, rows: slice | Tensor) -> Tensor:
+        """The rows of `plain`, which need not have been computed."""
         if isinstance(rows, slice):
             picked = self.features[rows]
         else:
             picked = self.features.index_select(0, rows)  # much faster than indexing
-        exponent = None if self._exponent is None else self._exponent[rows]
-        return _scaled(picked, exponent) / self._length[rows]
+        return _scaled(picked, None if self._exponent is None else self._exponent[rows])
 
     def similarity(self, rows: Tensor, columns: Tensor) -> Tensor:
         """Cosine similarity of tokens ``rows`` [r] with tokens ``columns`` [c], float32 [r, c].
@@ -114,16 +143,29 @@ class UnitRows:
         """
         place = self._places(rows, columns)
         if place is not None:
-            # Scaling takes a fifth as long as the product: once is enough.
             right = self._tiled(columns)
-            similarity = product(right, right.mT)
-            return similarity[:, : len(columns)].index_select(0, place).clamp_(-1, 1)
-        left = self._tiled(rows)
-        # The columns by blocks: what they are scaled into stays in cache.
-        parts = [product(left, self._tiled(part).mT) for part in torch.split(columns, BLOCK)]
-        similarity = torch.cat(parts, 1) if len(parts) > 1 else parts[0]
-        whole = similarity.shape == (len(rows), len(columns))
-        return (similarity if whole else similarity[: len(rows), : len(columns)]).clamp_(-1, 1)
+            similarity = product(right, right.mT)[:, : len(columns)].index_select(0, place)
+        else:
+            left = self._tiled(rows)
+            similarity = left.new_empty(len(left), padded(len(columns)))
+            start = 0
+            for right in self._parts(columns):
+                product(left, right.mT, similarity[:, start : start + len(right)])
+                start += len(right)
+            similarity = similarity[: len(rows), : len(columns)]
+        return _normalised(similarity, self.length[rows], self.length[columns])
+
+    def _parts(self, columns: Tensor) -> Iterator[Tensor]:
+        """Rows of `plain` for columns, by parts of whole tiles."""
+        whole = len(columns) - len(columns) % TILE
+        run = self._run(columns[:whole])
+        if run is not None:
+            yield run
+            columns = columns[whole:]
+        # What is gathered stays in cache.
+        for part in torch.split(columns, BLOCK):
+            if len(part):
+                yield self._tiled(part)
 
     @staticmethod
     def _places(rows: Tensor, columns: Tensor) -> Tensor | None:
@@ -136,8 +178,21 @@ class UnitRows:
         return place if torch.equal(columns[place], rows) else None
 
     def _tiled(self, rows: Tensor) -> Tensor:
-        """The unit rows and, to make whole tiles, some more of the first token."""
-        return self[F.pad(rows, (0, -len(rows) % TILE))]
+        """The rows of `plain` and, to make whole tiles, some more of any token."""
+        run = self._run(rows)
+        return self._picked(F.pad(rows, (0, -len(rows) % TILE))) if run is None else run
+
+    def _run(self, rows: Tensor) -> Tensor | None:
+        """`_tiled` without a copy, where tokens follow each other and lie as a copy would."""
+        stop = padded(len(rows))
+        if rows.device.type != "cpu" or not stop or self.features.shape[1] * 4 % LINE:
+            return None
+        first, last = int(rows[0]), int(rows[-1])
+        if last - first != len(rows) - 1 or first + stop > len(self):
+            return None
+        if not torch.equal(rows, torch.arange(first, last + 1)):
+            return None
+        return self.plain[first : first + stop]
 
 
 class CosineRows:
@@ -150,12 +205,14 @@ class CosineRows:
         unit = UnitRows(features)
         self._count = len(unit)
         self._alive = (unit.norms > 0).float()
-        self._unit = F.pad(unit[:], (0, 0, 0, -len(unit) % TILE))
+        self._length = unit.length
+        self._rows = whole_tiles(unit.plain)
 
     def __getitem__(self, rows: Tensor) -> Tensor:
         index = rows.reshape(-1)
-        left = self._unit[F.pad(index, (0, -len(index) % TILE))]
-        similarity = product(left, self._unit.mT)[: len(index), : self._count].clamp_(-1, 1)
+        left = self._rows[F.pad(index, (0, -len(index) % TILE))]
+        similarity = product(left, self._rows.mT)[: len(index), : self._count]
+        _normalised(similarity, self._length[index], self._length)
         own = index.unsqueeze(1)
         similarity.scatter_(1, own, self._alive[own])
         return similarity.view(*rows.shape, self._count)
@@ -166,7 +223,7 @@ class CosineRows:
 
     def blocks(self) -> Iterator[tuple[Tensor, Tensor]]:
         """The whole matrix, some rows at a time: which, int64 [r], and those rows, [r, n]."""
-        every = torch.arange(self._count, device=self._unit.device)
+        every = torch.arange(self._count, device=self._length.device)
         for rows in torch.split(every, BLOCK):
             yield rows, self[rows]
 
@@ -184,20 +241,20 @@ def _lengths(features: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
 
     Returns:
         their norms, float64 [n]; the power of two to divide each by first, int32 [n], or None
-        where that is not needed; and the norm of what is left, float32 [n, 1], 1 for zero.
+        where that is not needed; and the norm of what is left, float32 [n], 1 for zero.
     """
     norms = token_norms(features)
     exponent: Tensor | None = None
+    left = norms
     on_cpu = features.device.type == "cpu"
     if not on_cpu or not bool(((norms > ORDINARY[0]) & (norms < ORDINARY[1])).all()):
         # Dividing by a power of two is exact: finite features can have a norm that float32 cannot
         # hold. (An accelerator would stall if it were asked whether they have.)
-        exponent = torch.frexp(norms).exponent.clamp(min=-120)
-    length = torch.empty_like(norms, dtype=torch.float32)
-    for rows in _chunks(features):
-        scaled = _scaled(features[rows], None if exponent is None else exponent[rows])
-        length[rows] = torch.linalg.vector_norm(scaled, dim=-1)
-    return norms, exponent, length.masked_fill_(length == 0, 1).unsqueeze(-1)
+        least = -1000 if features.dtype == torch.float64 else -120
+        exponent = torch.frexp(norms).exponent.clamp(min=least)
+        left = torch.ldexp(norms, -exponent)
+    length = left.float()
+    return norms, exponent, length.masked_fill_(length == 0, 1)
 
 
 def _chunks(features: Tensor) -> list[slice]:
@@ -211,12 +268,19 @@ def _chunks(features: Tensor) -> list[slice]:
     return [slice(min(start, n - rows), start + rows) for start in range(0, n, rows)]
 
 
-def _product_with_itself(unit: Tensor, out: Tensor) -> None:
-    """Writes ``unit @ unit.T`` to ``out`` [n, n], computing one triangle by blocks of rows."""
-    for start in range(0, len(unit), BLOCK):
-        stop = min(start + BLOCK, len(unit))
-        product(unit[start:stop], unit[:stop].mT, out[start:stop, :stop])
+def _cosines(rows: Tensor, length: Tensor, out: Tensor) -> None:
+    """Writes the cosines of rows [n, d] to ``out`` [n, n], computing one triangle by blocks."""
+    for start in range(0, len(rows), BLOCK):
+        stop = min(start + BLOCK, len(rows))
+        block = product(rows[start:stop], rows[:stop].mT, out[start:stop, :stop])
+        _normalised(block, length[start:stop], length[:stop])
         out[:start, start:stop] = out[start:stop, :start].mT
+
+
+def _normalised(products: Tensor, left: Tensor, right: Tensor) -> Tensor:
+    """Cosines from products [r, c], which they overwrite, and from lengths [r] and [c]."""
+    # By the product of both, so that a pair has the same cosine in either order.
+    return products.div_(torch.outer(left, right)).clamp_(-1, 1)
 
 
 def product(left: Tensor, right: Tensor, out: Tensor | None = None) -> Tensor:
@@ -237,9 +301,12 @@ def token_norms(features: Tensor) -> Tensor:
     """L2 norm of every token, float64 [..., n]; ``features`` [..., n, d]."""
     rows = features.reshape(-1, features.shape[-1])
     norms = torch.empty(len(rows), dtype=torch.float64, device=features.device)
-    for chunk in _chunks(rows):
-        # Converted first: reading float32 and summing in float64 has no fast kernel on a CPU.
-        norms[chunk] = torch.linalg.vector_norm(rows[chunk].double(), dim=-1)
+    chunks = _chunks(rows)
+    # Converted first: reading float32 and summing in float64 has no fast kernel on a CPU. All
+    # chunks have the same length, and memory that was written to is faster than new memory.
+    wide = norms.new_empty(len(rows[chunks[0]]), rows.shape[1])
+    for chunk in chunks:
+        norms[chunk] = torch.linalg.vector_norm(wide.copy_(rows[chunk]), dim=-1)
     return norms.view(features.shape[:-1])
 
 

@@ -34,7 +34,7 @@ from gprune.graph import (
 # Rows of a tile: enough for a product to run at full speed, few enough to share neighbours.
 ROWS = 2 * TILE
 # Rows of a tile that has every token before them for columns.
-BAND = 256
+BAND = 6 * TILE
 # Fewest tokens worth screening, and the rows of the lower triangle that are screened at a time.
 SCREENED = 128
 # Tokens, at least, that tell how much a screen would exclude: at 2,304 tokens 0.1 % of the screen.
@@ -46,6 +46,8 @@ PANEL = 4096
 WORTHWHILE = 0.7
 # Tiles that hold more than this many weights in all (1.25 GiB) are computed anew at every step.
 STORED = 5 * 2**26
+# As many (128 MB) are held as they are summed, in float64.
+WIDE = 2**24
 
 
 def screen_error(d: int) -> float:
@@ -75,8 +77,8 @@ class Tile:
     Attributes:
         rows: tokens, int64 [r].
         columns: tokens, ascending, int64 [c]; each row's neighbours before it are among them.
-        weights: `SimilarityGraph.weights` where column < row and 0 elsewhere, float32 [r, c]; None
-            where they are computed anew for every use.
+        weights: `SimilarityGraph.weights` where column < row and 0 elsewhere, [r, c], in float32 or
+            exactly so in float64; None where they are computed anew for every use.
     """
 
     rows: Tensor
@@ -144,7 +146,8 @@ class TiledGraph:
             sums.index_add_(0, rows, wide.sum(1))
             sums.index_add_(0, columns, wide.sum(0))
             held += weights.numel()
-            tiles.append(Tile(rows, columns, weights if held <= STORED else None))
+            kept = wide if held <= WIDE else weights if held <= STORED else None
+            tiles.append(Tile(rows, columns, kept))
         first_copy = confirmed_copies(features, nearest)
         return cls(unit, threshold, temperature, tiles, degree, sums, first_copy)
 

@@ -138,7 +138,7 @@ class VisualTokens:
         """Requires finite values; on an accelerator the report comes later (see `gprune.checks`).
 
         Raises:
-            ValueError: NaN or infinite values.
+            ValueError: NaN or infinite values, or some beyond float32's range.
         """
         for name in ("features", "positions", "text", *PER_TOKEN):
             values = getattr(self, name)

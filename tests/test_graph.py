@@ -67,6 +67,32 @@ def test_what_the_caller_allows_for_products_is_not_used_and_stays():
         matmul.fp32_precision = before
 
 
+@pytest.mark.parametrize("n", [64, 100, 729])
+def test_features_need_no_copy_and_their_place_in_memory_does_not_matter(n):
+    """Of rows that a product can read where they are, of copies and of gathered ones: the same."""
+    x = features(n, 96)
+    unit, whole = UnitRows(x), cosine_similarity(x)
+    assert unit.plain.data_ptr() == x.data_ptr()
+    beside = torch.empty(n * 96 + 1)[1:].view(n, 96).copy_(x)  # begins elsewhere
+    wide = torch.empty(n, 192)[:, ::2].copy_(x)
+    for other in (beside, wide, x.T.contiguous().T, x.double()):
+        assert torch.equal(cosine_similarity(other), whole)
+        assert UnitRows(other).plain.data_ptr() != other.data_ptr()
+    every = torch.arange(n)
+    off = ~torch.eye(n, dtype=torch.bool)
+    for rows in (every, every[32:], every[5:40], every[-1:], every.flip(0), every[:0]):
+        for columns in (every, every[32:64], every[::3], every[:0]):
+            apart = off[rows[:, None], columns]
+            expected = whole[rows[:, None], columns]
+            assert torch.equal(unit.similarity(rows, columns)[apart], expected[apart])
+
+
+def test_norms_that_only_float64_holds():
+    x = features(9, 40).double()
+    scale = torch.logspace(-140, 37, 9, dtype=torch.float64).unsqueeze(1)
+    assert (cosine_similarity(x * scale) - cosine_similarity(x)).abs().max() < 1e-6
+
+
 def test_similarity_of_zero_is_zero():
     x = features(5, 8)
     x[2] = 0

@@ -40,7 +40,7 @@ def dense(graph: TiledGraph) -> torch.Tensor:
     for tile in graph.tiles:
         place = (tile.rows[:, None], tile.columns)
         weights = graph._weights_of(tile)
-        lower[place] += weights
+        lower[place] += weights.float()
         held[place] += weights > 0
     assert held.max() <= 1
     assert not lower.triu().any()
@@ -109,6 +109,7 @@ def test_weights_computed_anew_are_the_same(monkeypatch):
     x = clustered(300, 64)
     stored = TiledGraph.build(x, 0.5, 0.03)
     monkeypatch.setattr(tiles, "STORED", 1000)
+    monkeypatch.setattr(tiles, "WIDE", 500)
     anew = TiledGraph.build(x, 0.5, 0.03)
     assert any(tile.weights is None for tile in anew.tiles)
     assert torch.equal(stored.propagate(stored.norms, 4), anew.propagate(anew.norms, 4))

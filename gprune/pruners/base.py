@@ -73,8 +73,9 @@ class Pruner(ABC):
             int64 [k], ascending and unique, on the device of the features.
 
         Raises:
-            ValueError: NaN or infinite values, or a signal is missing that the method needs. On an
-                accelerator values are reported later, without stalling (see `gprune.checks`).
+            ValueError: NaN, infinite values or some beyond float32's range, or a signal is missing
+                that the method needs. On an accelerator values are reported later, without
+                stalling (see `gprune.checks`).
         """
         return self.reduce_groups([tokens])[0][0]
 

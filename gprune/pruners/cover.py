@@ -70,19 +70,18 @@ class GraphCover(MergingPruner):
 
     def distance(self, tokens: VisualTokens) -> Tensor:
         """D² of every pair, float32 [n, n]."""
-        # Unit vectors: ‖u − u'‖² = 2 − 2 cos.
-        distance = 1 - cosine_similarity(tokens.features)
+        # Unit vectors: ‖u − u'‖² = 2 − 2 cos. In place: memory for n by n is what costs.
+        distance = cosine_similarity(tokens.features).neg_().add_(1)
         zero = distance.diagonal().clone()  # 1 for tokens of zero norm
         distance.addr_(zero, zero, alpha=-1)
         placed = self.placed(tokens)
-        distance /= feature_scale(distance.mean(dtype=torch.float64), placed)
+        distance /= feature_scale(row_sums(distance).sum() / distance.numel(), placed)
         if not placed:
             return distance
-        points = tokens.coordinates().double()
-        length = points.square().sum(1)
-        apart = (length[:, None] + length[None] - 2 * points @ points.mT).clamp(min=0)
-        apart /= apart.mean().clamp(min=1e-12)
-        return distance + self.place * apart.float()
+        places = Places(tokens.coordinates())
+        for rows in blocks(len(tokens)):
+            distance[rows] += self.place * places[rows]
+        return distance
 
     def placed(self, tokens: VisualTokens) -> bool:
         """Whether it matters where these tokens lie."""
@@ -94,7 +93,7 @@ class GraphCover(MergingPruner):
             rows = JointRows(tokens, self.place if self.placed(tokens) else 0.0)
             return rows, rows.sums()
         distance = self.distance(tokens)
-        return distance, distance.sum(1, dtype=torch.float64)
+        return distance, row_sums(distance)
 
     def centres(self, tokens: VisualTokens, k: int) -> tuple[Tensor | JointRows, Tensor]:
         """D² of every pair, or what gives its rows, and ``k`` centres in the order of choice."""
@@ -143,6 +142,39 @@ def feature_scale(mean: Tensor, placed: bool) -> Tensor:
     return (mean.clamp(min=NOTHING) / say(mean)).float()  # infinite where they say nothing
 
 
+def blocks(count: int) -> list[slice]:
+    """All of ``count`` rows, some at a time."""
+    return [slice(start, start + graph.BLOCK) for start in range(0, count, graph.BLOCK)]
+
+
+def row_sums(matrix: Tensor) -> Tensor:
+    """The sum of each row in float64; by blocks, as a CPU copies what it sums into float64."""
+    return torch.cat([matrix[rows].sum(1, dtype=torch.float64) for rows in blocks(len(matrix))])
+
+
+class Places:
+    """How far apart tokens lie: squared distances, of which the mean over all pairs is 1.
+
+    Indexed by tokens [...] or a slice it gives float32 [..., n].
+    """
+
+    def __init__(self, points: Tensor) -> None:
+        self.points = points.double()
+        self.length = self.points.square().sum(1)
+        total = self.length.new_zeros(())
+        for rows in blocks(len(points)):
+            total += self._squared(rows).sum()
+        self.mean = (total / len(points) ** 2).clamp(min=1e-12)
+
+    def __getitem__(self, rows: Tensor | slice, /) -> Tensor:
+        return self._squared(rows).div_(self.mean).float()
+
+    def _squared(self, rows: Tensor | slice) -> Tensor:
+        squared = (self.points[rows] @ self.points.mT).mul_(-2)
+        squared += self.length[rows].unsqueeze(-1) + self.length
+        return squared.clamp_(min=0)
+
+
 class JointRows:
     """`GraphCover.distance` row by row, for more tokens than the whole matrix has memory for.
 
@@ -154,15 +186,11 @@ class JointRows:
         self.similarity = CosineRows(tokens.features)
         self.zero = 1 - self.similarity.diagonal()
         self.place = place
-        self.points = tokens.coordinates().double() if place else None
+        self.places = Places(tokens.coordinates()) if place else None
         cosine = tokens.features.new_zeros((), dtype=torch.float64)
-        apart = cosine.clone()
         for rows, similarity in self.similarity.blocks():
             cosine += self._different(rows, similarity).sum(dtype=torch.float64)
-            if self.points is not None:
-                apart += self._apart(self.points, rows).sum()
-        self.scale = feature_scale(cosine / len(tokens) ** 2, self.points is not None)
-        self.mean_apart = (apart / len(tokens) ** 2).clamp(min=1e-12)
+        self.scale = feature_scale(cosine / len(tokens) ** 2, self.places is not None)
 
     def __getitem__(self, rows: Tensor, /) -> Tensor:
         return self._joint(rows, self.similarity[rows])
@@ -173,16 +201,9 @@ class JointRows:
 
     def _joint(self, rows: Tensor, similarity: Tensor) -> Tensor:
         distance = self._different(rows, similarity) / self.scale
-        if self.points is None:
+        if self.places is None:
             return distance
-        return distance + self.place * (self._apart(self.points, rows) / self.mean_apart).float()
-
-    @staticmethod
-    def _apart(points: Tensor, rows: Tensor) -> Tensor:
-        """Squared distance of the places of ``rows`` from all others, float64 [..., n]."""
-        length = points.square().sum(1)
-        product = points[rows] @ points.mT
-        return (length[rows].unsqueeze(-1) + length - 2 * product).clamp(min=0)
+        return distance + self.place * self.places[rows]
 
     def sums(self) -> Tensor:
         """Sum of every token's distances, float64 [n]."""
