@@ -17,6 +17,7 @@ app: .venv/app/ready
 
 test: .venv/ready
 	$(RUN)/python -m pytest
+	$(RUN)/python -m pytest tests/accelerator
 
 # The web page in a real browser; Chromium comes from the system's packages.
 test-app: .venv/app/ready

@@ -34,6 +34,7 @@ from gprune.graph import (
     check_threshold,
     confirmed_copies,
 )
+from gprune.transfer import uploaded
 
 # Tokens of a block, and channels that a program multiplies at a time.
 BLOCK, CHANNELS = 64, 64
@@ -209,13 +210,9 @@ def _layout(
     counts: Sequence[int], tiles: Sequence[int], device: torch.device
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Of each group the first token, the number of tokens, and the place of its weights."""
-
-    def sent(values: Sequence[int]) -> Tensor:
-        return torch.tensor(values, dtype=torch.int64).to(device, non_blocking=True)
-
     starts = [0, *itertools.accumulate(counts)][:-1]
     places = [0, *itertools.accumulate(t * BLOCK**2 for t in tiles)][:-1]
-    return sent(starts), sent(counts), sent(places)
+    return uploaded(starts, device), uploaded(counts, device), uploaded(places, device)
 
 
 def batches(groups: Sequence[Tensor]) -> Iterator[list[Tensor]]:

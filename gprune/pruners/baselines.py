@@ -12,6 +12,7 @@ from torch import Tensor
 from gprune.graph import token_norms
 from gprune.pruners.base import Pruner, ScorePruner
 from gprune.tokens import VisualTokens
+from gprune.transfer import uploaded
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class RandomPruner(Pruner):
         # device draws the same tokens.
         generator = torch.Generator().manual_seed(self.seed)
         order = torch.randperm(len(tokens), generator=generator)
-        return order[:k].sort().values.to(tokens.features.device)
+        return uploaded(order[:k].sort().values, tokens.features.device)
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ class UniformGridPruner(Pruner):
             for row, count in zip(spread(len(cells), rows), cells, strict=True)
             for column in spread(count, columns)
         ]
-        return torch.tensor(indices, device=tokens.features.device)
+        return uploaded(indices, tokens.features.device)
 
 
 def cells_a_line(rows: int, columns: int, k: int) -> list[int]:

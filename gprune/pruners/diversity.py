@@ -40,8 +40,10 @@ class RowReader:
 
     def row(self, token: Tensor, merit: Tensor) -> Tensor:
         """The row [n] of a token [1]; tokens of high ``merit`` [n] are likely to be read next."""
-        if not self.ahead:
-            # One in a list: indexing with a scalar tensor would read it back each time.
+        if not self.ahead or token.device.type != "cpu":
+            # One in a list: indexing with a scalar tensor would read it back each time. And an
+            # accelerator, which has a row in the time that it takes to read the features once,
+            # would stall if it were asked which one is next.
             return self.matrix[token][0]
         index = int(token)
         if index not in self._held:

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from gprune.graph import BLOCK, UnitRows
-from gprune.pruners.base import MergingPruner, highest, merged
+from gprune.pruners.base import MergingPruner, highest, merged, unchosen
 from gprune.pruners.baselines import cells_a_line, spread
 from gprune.tokens import VisualTokens
+from gprune.transfer import uploaded
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class AveragePooling(MergingPruner):
                 members[top:bottom, left:right] = len(kept)
                 kept.append(middle * columns + column)
         device = tokens.features.device
-        return torch.tensor(kept, device=device), members.flatten().to(device)
+        return uploaded(kept, device), uploaded(members.flatten(), device)
 
 
 @dataclass(frozen=True)
@@ -71,10 +72,11 @@ class ToMe(MergingPruner):
             merging = highest(best, min(len(kept) - k, len(best)))
             into = torch.arange(len(kept), device=device)
             into[2 * merging] = 2 * match[merging] + 1
-            stays = into == torch.arange(len(kept), device=device)
-            place = stays.long().cumsum(0) - 1
+            left = unchosen(2 * merging, len(kept))
+            place = torch.arange(len(left), device=device)
+            place = torch.zeros_like(into).index_copy_(0, left, place)
             members = place[into[members]]
-            kept = kept[stays]
+            kept = kept[left]
         return kept, members
 
 

@@ -12,6 +12,7 @@ from gprune.graph import cosine_similarity
 from gprune.pruners.base import MergingPruner, check_number, check_share, highest, unchosen
 from gprune.pruners.baselines import spread
 from gprune.tokens import VisualTokens
+from gprune.transfer import uploaded
 
 
 @dataclass(frozen=True)
@@ -98,5 +99,5 @@ class PruMergePlus(PruMerge):
         count = -int(-k * self.outliers // 1)
         best = highest(attention, count)
         rest = unchosen(best, len(attention))
-        even = torch.tensor(spread(k - count, len(rest)), dtype=torch.long, device=rest.device)
+        even = uploaded(spread(k - count, len(rest)), rest.device)
         return torch.cat([best, rest[even]]).sort().values
