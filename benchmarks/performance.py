@@ -36,10 +36,20 @@ float32 product, softmax over an n-by-n matrix, a power of that matrix); all kee
 - **screened**: a CPU with bfloat16 units (AVX512-BF16) computes the product in bfloat16 first,
   whose error has a bound, and in float32 only where that cannot exclude an edge. The tokens kept
   are those of float32, and are so on a machine without such units, which computes one triangle of
-  the float32 product (**unscreened**; slower, but the same).
+  the float32 product (**unscreened**; slower, but the same). Features in float32 are not copied for
+  that: a cosine is the product of two tokens as they are, divided by their lengths.
 - **shared**: how much all tokens have in common. At 0 most pairs have no edge. At 2 nearly all
   have one, so a screen would exclude nothing: a few rows tell, and it is left out.
 """
+
+# Files of results, and what the machine is that they come from.
+MACHINES = {
+    "selection": """### With bfloat16 units
+
+Measured before features were compared as they are, which took away work and nothing else; no such
+machine was at hand since.""",
+    "selection_avx2": "### Without",
+}
 
 TRIED = """What was tried and left out, on a CPU with torch 2.13:
 
@@ -67,11 +77,11 @@ LONG = """## Long videos
 
 Past 8,192 tokens the methods of features alone hold no n-by-n matrix. G-Prune keeps the tiles that
 can hold edges, at most 1.25 GiB of them, and computes the others anew at every step; DivPrune,
-ToDRE, GraphCover and CDPruner compute the rows that they read, some ahead of their use, DART its
-pivots' rows, ToMe blocks. SCOPE, HoloV, D²Pruner, VLM-Pruner, VisionZip and PruMerge do hold one.
-Time grows as n². Frames are groups of
-their own by default, wherever a family tells where one ends, which is the way for videos longer
-than this: time then grows with their length.
+ToDRE, GraphCover and CDPruner compute the rows that they read, on a CPU some ahead of their use,
+DART its pivots' rows, ToMe blocks. SCOPE, HoloV, D²Pruner, VLM-Pruner, VisionZip, VisPruner and
+PruMerge do hold one. Time grows as n². Frames are groups of their own by default, wherever a family
+tells where one ends, which is the way for videos longer than this: time then grows with their
+length.
 """
 
 PREFILL = """## Prefill
@@ -104,9 +114,16 @@ def source(result: dict[str, Any], command: str) -> str:
 
 
 def selection() -> list[str]:
-    result = load("selection")
-    if result is None:
-        return []
+    parts = [SELECTION]
+    for name, machine in MACHINES.items():
+        result = load(name)
+        if result is not None:
+            parts += [machine, *timed(name, result)]
+    return [*parts, TRIED] if len(parts) > 1 else []
+
+
+def timed(name: str, result: Row) -> list[str]:
+    """The table of one machine, and its plot."""
     rows: list[Row] = result["rows"]
     cells = []
     for row in rows:
@@ -117,7 +134,7 @@ def selection() -> list[str]:
                 row["dtype"],
                 "yes" if row["screened"] else "no",
                 row["shared"],
-                *(f"{time[name]:.1f}" for name in ("gprune", "product", "matrix_power")),
+                *(f"{time[form]:.1f}" for form in ("gprune", "product", "matrix_power")),
                 f"{row['of_product']:.2f}",
                 f"{row['faster']:.1f}",
             )
@@ -128,26 +145,26 @@ def selection() -> list[str]:
     )
     figure, axes = plt.subplots(figsize=(6, 3.6), layout="constrained")
     chosen = [row for row in rows if row["dtype"] == "float32" and row["shared"] == 0]
-    for name, label in (("matrix_power", "matrix-power form"), ("product", "X @ X.T")):
+    for form, label in (("matrix_power", "matrix-power form"), ("product", "X @ X.T")):
         lines = [row for row in chosen if row["screened"]] or chosen
-        times = [row["milliseconds"][name] for row in lines]
+        times = [row["milliseconds"][form] for row in lines]
         axes.plot([row["n"] for row in lines], times, "o--", label=label)
     for screened, label in ((False, "gprune, unscreened"), (True, "gprune, screened")):
         lines = [row for row in chosen if row["screened"] is screened]
         times = [row["milliseconds"]["gprune"] for row in lines]
-        axes.plot([row["n"] for row in lines], times, "o-", label=label)
+        if lines:
+            axes.plot([row["n"] for row in lines], times, "o-", label=label)
     axes.set(xlabel="tokens", ylabel="milliseconds", xscale="log", yscale="log")
     numbers = sorted({row["n"] for row in rows})
     axes.set_xticks(numbers, [str(n) for n in numbers])
     axes.minorticks_off()
     axes.legend()
-    figure.savefig(IMAGES / "performance_selection.png", dpi=80)
+    figure.savefig(IMAGES / f"performance_{name}.png", dpi=80)
+    plt.close(figure)
     return [
-        SELECTION,
-        "![Time against the number of tokens](images/performance_selection.png)",
+        f"![Time against the number of tokens](images/performance_{name}.png)",
         table(header, cells),
-        source(result, "python benchmarks/selection.py --out benchmarks/results/selection.json"),
-        TRIED,
+        source(result, f"python benchmarks/selection.py --out benchmarks/results/{name}.json"),
     ]
 
 
