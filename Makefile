@@ -7,7 +7,7 @@ export TRANSFORMERS_VERBOSITY ?= error
 export HF_HUB_OFFLINE ?= 1
 
 .PHONY: demo app test test-oldest test-triton test-app test-lmms test-vllm lint train train-siglip study
-.PHONY: bench bench-check performance figures wheel docs audit sbom soak fuzz fuzz-guided mutants clean
+.PHONY: gpu test-gpu bench bench-check performance figures wheel docs audit sbom soak fuzz fuzz-guided mutants clean
 demo: .venv/ready
 	$(RUN)/gprune demo
 
@@ -114,6 +114,19 @@ bench: .venv/ready
 # Measures some of it anew and compares ratios with the committed ones.
 bench-check: .venv/ready
 	$(RUN)/python benchmarks/check.py
+
+# `DEVICE=cpu make test-gpu` tries these tests where there is none.
+test-gpu: .venv/ready
+	$(RUN)/python -m pytest tests/gpu
+
+# On a machine with a CUDA GPU, whose torch brings Triton: what only it can show, and its numbers.
+gpu: test-gpu
+	$(RUN)/python benchmarks/selection.py --device cuda --kernels \
+		--out benchmarks/results/gpu/selection.json
+	$(RUN)/python benchmarks/long_video.py --device cuda \
+		--out benchmarks/results/gpu/long_video.json
+	$(RUN)/python benchmarks/prefill.py --out benchmarks/results/gpu/prefill.json
+	$(RUN)/python benchmarks/performance.py
 
 # Writes docs/performance.md from the committed results.
 performance: .venv/ready

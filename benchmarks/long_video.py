@@ -1,7 +1,7 @@
 """G-Prune's time and memory on long videos: python benchmarks/long_video.py
 
 Each row is a process of its own, whose peak memory is what the operating system counted, less what
-it had reached when the features were there.
+it had reached when the features were there; on an accelerator, what was allocated there.
 """
 
 from __future__ import annotations
@@ -21,7 +21,9 @@ from rich.table import Table
 
 from gprune import VisualTokens, make
 from gprune.evaluation.bench import machine
+from gprune.evaluation.timing import synchronize
 
+CPU = torch.device("cpu")
 # Tokens, and the weight of what all have in common (see `selection_times`): with 2 nearly every
 # pair has an edge, the graph does not fit in memory, and weights are computed anew at every step.
 CASES = ((4096, 0.0), (8192, 0.0), (16384, 0.0), (32768, 0.0), (8192, 2.0), (32768, 2.0))
@@ -40,18 +42,23 @@ def features(n: int, d: int, shared: float) -> torch.Tensor:
     return result
 
 
-def one(method: str, n: int, d: int, shared: float) -> dict[str, Any]:
+def one(method: str, n: int, d: int, shared: float, device: torch.device = CPU) -> dict[str, Any]:
     """Selects once in this process."""
     import resource  # not on Windows
 
     def peak() -> int:
+        if device.type != "cpu":
+            return torch.accelerator.max_memory_allocated(device)
         return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
     pruner = make(method, keep=0.25)
-    pruner.select(VisualTokens(features(512, d, shared)))  # loads what is loaded once
-    tokens = VisualTokens(features(n, d, shared), grid=(n // 128, 128))
+    # Loads what is loaded once.
+    pruner.select(VisualTokens(features(512, d, shared).to(device)))
+    tokens = VisualTokens(features(n, d, shared).to(device), grid=(n // 128, 128))
+    synchronize(device)
     before, start = peak(), time.perf_counter()
     pruner.select(tokens)
+    synchronize(device)
     seconds = time.perf_counter() - start
     return {
         "method": method,
@@ -67,22 +74,24 @@ def one(method: str, n: int, d: int, shared: float) -> dict[str, Any]:
 def main(
     method: Annotated[str, typer.Option(help="See gprune methods.")] = "gprune",
     width: Annotated[int, typer.Option(help="Width of the features.")] = 1024,
+    device: Annotated[str, typer.Option(help="Such as cpu or cuda.")] = "cpu",
     case: Annotated[str, typer.Option(help="Only this one, such as 8192,0, as JSON.")] = "",
     out: Annotated[Path | None, typer.Option(help="Write the numbers as JSON.")] = None,
 ) -> None:
     """Time selection among very many tokens, once each."""
     if case:
         n, shared = case.split(",")
-        print(json.dumps(one(method, int(n), width, float(shared))))
+        print(json.dumps(one(method, int(n), width, float(shared), torch.device(device))))
         return
+    place = torch.device(device)
     start = time.perf_counter()
     rows = []
     for n, shared in track(CASES, "timing long videos", transient=True):
         command = [sys.executable, __file__, "--method", method, "--width", str(width)]
-        command += ["--case", f"{n},{shared}"]
+        command += ["--device", device, "--case", f"{n},{shared}"]
         done = subprocess.run(command, check=True, capture_output=True, text=True)
         rows.append(json.loads(done.stdout))
-    table = Table("tokens", "shared", "seconds", "GiB beyond the input", title=machine())
+    table = Table("tokens", "shared", "seconds", "GiB beyond the input", title=machine(place))
     for row in rows:
         beyond = row["bytes_beyond_input"] / 2**30
         table.add_row(
@@ -92,7 +101,7 @@ def main(
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
         seconds = time.perf_counter() - start
-        result = {"machine": machine(), "seconds": seconds, "rows": rows}
+        result = {"machine": machine(place), "seconds": seconds, "rows": rows}
         out.write_text(json.dumps(result, indent=2) + "\n")
 
 

@@ -49,6 +49,7 @@ MACHINES = {
 Measured before features were compared as they are, which took away work and nothing else; no such
 machine was at hand since.""",
     "selection_avx2": "### Without",
+    "gpu/selection": "### On a GPU",
 }
 
 TRIED = """What was tried and left out, on a CPU with torch 2.13:
@@ -65,13 +66,17 @@ TRIED = """What was tried and left out, on a CPU with torch 2.13:
   as wide on well-behaved features, and excludes nothing where a few channels are much larger than
   the rest, as they often are in language models.
 
-Not measured on a GPU: none was at hand. There the dense form runs, in few large launches.
-`GPrune(keep, backend="triton")` has kernels of our own instead (`gprune.kernels`): 16-bit products
-on tensor cores, the n-by-n weights written once and only where there are edges, all images of a
-batch in one launch sequence, nothing read back by the host. `make test-triton` shows on a CPU that
-they keep the same tokens, in Triton's interpreter, and that they compile for an A100 and an H100;
-until a GPU has shown that they are faster they are not the default.
-`python benchmarks/selection.py --device cuda --kernels` measures it."""
+### What runs on a GPU
+
+The dense form, in few large launches, and nothing that makes the host wait
+(`tests/accelerator`). `GPrune(keep, backend="triton")` has kernels of our own instead
+(`gprune.kernels`): 16-bit products on tensor cores, the n-by-n weights written once and only where
+there are edges, all images of a batch in one launch sequence, nothing read back by the host.
+`make test-triton` shows on a CPU that they keep the same tokens, in Triton's interpreter, and that
+they compile for an A100 and an H100; until a GPU has shown that they are faster they are not the
+default. **None was at hand so far.** Where one is, `make gpu` compares every method, the kernels
+and pruned prefills with the CPU's results, measures selection, long videos and the prefill of
+models of 7 and 8 billion random parameters, and adds them to this page."""
 
 LONG = """## Long videos
 
@@ -159,19 +164,35 @@ def timed(name: str, result: Row) -> list[str]:
     axes.set_xticks(numbers, [str(n) for n in numbers])
     axes.minorticks_off()
     axes.legend()
-    figure.savefig(IMAGES / f"performance_{name}.png", dpi=80)
+    image = f"performance_{name.replace('/', '_')}.png"
+    figure.savefig(IMAGES / image, dpi=80)
     plt.close(figure)
     return [
-        f"![Time against the number of tokens](images/performance_{name}.png)",
+        f"![Time against the number of tokens](images/{image})",
         table(header, cells),
-        source(result, f"python benchmarks/selection.py --out benchmarks/results/{name}.json"),
+        source(result, command("selection", name)),
     ]
 
 
+def command(script: str, name: str) -> str:
+    """What made a file of results."""
+    if name.startswith("gpu/"):
+        return "make gpu"
+    return f"python benchmarks/{script}.py --out benchmarks/results/{name}.json"
+
+
 def long_video() -> list[str]:
-    result = load("long_video")
-    if result is None:
-        return []
+    tables = [
+        part
+        for name in ("long_video", "gpu/long_video")
+        if (result := load(name)) is not None
+        for part in lengths(name, result)
+    ]
+    return [LONG, *tables] if tables else []
+
+
+def lengths(name: str, result: Row) -> list[str]:
+    """The table of one machine."""
     cells = [
         (
             *(row["n"], row["d"], row["shared"], f"{row['seconds']:.1f}"),
@@ -180,17 +201,24 @@ def long_video() -> list[str]:
         for row in result["rows"]
     ]
     return [
-        LONG,
         table("tokens, width, shared, seconds, GiB beyond the input, GiB of input", cells),
-        source(result, "python benchmarks/long_video.py --out benchmarks/results/long_video.json"),
+        source(result, command("long_video", name)),
     ]
 
 
 def prefill() -> list[str]:
-    result = load("prefill")
-    if result is None:
-        return []
-    parts = [PREFILL]
+    tables = [
+        part
+        for name in ("prefill", "gpu/prefill")
+        if (result := load(name)) is not None
+        for part in prefills(name, result)
+    ]
+    return [PREFILL, *tables] if tables else []
+
+
+def prefills(name: str, result: Row) -> list[str]:
+    """The tables and plots of one machine."""
+    parts = []
     for shape in result["shapes"]:
         rows: list[Row] = shape["rows"]
         cells = [
@@ -205,12 +233,12 @@ def prefill() -> list[str]:
             )
             for row in rows
         ]
-        name = f"performance_prefill_{shape['shape'].replace('.', '_')}.png"
-        bars(rows, IMAGES / name)
+        image = f"performance_prefill_{shape['shape'].replace('.', '_')}.png"
+        bars(rows, IMAGES / image)
         rate, read = shape["multiply_adds_per_second"], shape["bytes_per_second"]
         parts += [
             f"### {shape['shape']}, {shape['dtype']}, {shape['method']}",
-            f"![Where the time goes, by batch and keep](images/{name})",
+            f"![Where the time goes, by batch and keep](images/{image})",
             table(
                 "batch, keep, tokens, full ms, pruned ms, method ms, vision ms, faster, ideal, "
                 "of ideal, with method, text alone, first token, KV MB, peak MB",
@@ -218,8 +246,7 @@ def prefill() -> list[str]:
             ),
             f"Roofline: {2 * rate / 1e9:.0f} GFLOP/s, {read / 1e9:.1f} GB/s.",
         ]
-    command = "python benchmarks/prefill.py --out benchmarks/results/prefill.json"
-    return [*parts, source(result, command)]
+    return [*parts, source(result, command("prefill", name))]
 
 
 def bars(rows: list[Row], path: Path) -> None:
