@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import threading
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -23,6 +24,7 @@ from gprune.errors import UnsupportedModelError, UnsupportedVersionError
 from gprune.hf import versions
 from gprune.hf.cache import PrunedCache
 from gprune.hf.families import family_of
+from gprune.hf.hook import padding_id, rows_of
 from tests.hf.batches import (
     GREEDY,
     STEPS,
@@ -211,7 +213,8 @@ def test_kept_says_what_was_kept(family, model, images):
     visual = ids == IMAGE
     assert torch.equal(pruned.kept_mask & ~visual, real & ~visual)
     tiles = [sum(map(family.tiles, row)) for row in batch.rows]
-    assert [len({group.image for group in row}) for row in pruned.kept] == tiles
+    numbers = [sorted({group.image for group in row}) for row in pruned.kept]
+    assert numbers == [list(range(count)) for count in tiles]
     newlines = 0
     for row, groups in enumerate(pruned.kept):
         total = 0
@@ -771,12 +774,37 @@ def test_past_a_sliding_window(name, attention):
     assert torch.stack(output.logits, 1).sub(logits).abs().max() <= 1e-5
 
 
+def test_rows_that_images_of_any_length_fill():
+    placeholder = torch.tensor([[0, 1, 1, 0], [0, 0, 0, 0], [1, 1, 1, 1]]).bool()
+    assert rows_of(placeholder, [1, 1, 3, 1]) == [0, 0, 2, 2]
+    assert rows_of(placeholder, [2, 4]) == [0, 2]
+    assert rows_of(placeholder[:1], [1, 1]) == [0, 0]
+    assert rows_of(placeholder[1:2].expand(2, -1), []) == []
+
+
+def test_padding_is_no_placeholder():
+    def config(own, of_text, size=100):
+        text = SimpleNamespace(pad_token_id=of_text, vocab_size=size)
+        return SimpleNamespace(pad_token_id=own, get_text_config=lambda: text)
+
+    assert padding_id(config(7, 8), {3}) == 7
+    assert padding_id(config(0, 8), {3}) == 0
+    for own in (None, 3, -1, 100, [7]):  # missing, a placeholder, out of the vocabulary, several
+        assert padding_id(config(own, 8), {3}) == 8
+    assert padding_id(config(99, 8), {3}) == 99
+    assert padding_id(config(None, None), {0, 1, 3}) == 2
+    assert padding_id(config(None, None), {0, 1}) == 2
+    text = SimpleNamespace(vocab_size=9)
+    assert padding_id(SimpleNamespace(get_text_config=lambda: text), {5}) == 0
+
+
 def test_text_only_passes_unchanged(family, model):
     batch = make_batch(family, model, [0, 0])
     untouched = model.generate(**batch.inputs, **GREEDY)
     with GPrune(keep=0.1)(model) as pruned:
         through = model.generate(**batch.inputs, **GREEDY)
         assert pruned.kept == [[], []]
+        assert pruned.kept_mask.dtype == torch.bool
         assert pruned.kept_mask.all()
     assert torch.equal(untouched.sequences, through.sequences)
     assert not isinstance(through.past_key_values, PrunedCache)
