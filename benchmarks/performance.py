@@ -86,7 +86,8 @@ ToDRE, GraphCover and CDPruner compute the rows that they read, on a CPU some ah
 DART its pivots' rows, ToMe blocks. SCOPE, HoloV, D²Pruner, VLM-Pruner, VisionZip, VisPruner and
 PruMerge do hold one. Time grows as n². Frames are groups of their own by default, wherever a family
 tells where one ends, which is the way for videos longer than this: time then grows with their
-length.
+length. The first table is of a machine that screens in bfloat16, measured before features were
+compared as they are; the second of one that cannot.
 """
 
 PREFILL = """## Prefill
@@ -184,7 +185,7 @@ def command(script: str, name: str) -> str:
 def long_video() -> list[str]:
     tables = [
         part
-        for name in ("long_video", "gpu/long_video")
+        for name in ("long_video", "long_video_avx2", "gpu/long_video")
         if (result := load(name)) is not None
         for part in lengths(name, result)
     ]
