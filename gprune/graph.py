@@ -184,15 +184,16 @@ class UnitRows:
 
     def _run(self, rows: Tensor) -> Tensor | None:
         """`_tiled` without a copy, where tokens follow each other and lie as a copy would."""
-        stop = padded(len(rows))
-        if rows.device.type != "cpu" or not stop or self.features.shape[1] * 4 % LINE:
+        count = padded(len(rows))
+        # Of another width only the first row of all begins as the first row of a copy would.
+        if rows.device.type != "cpu" or not count or self.features.shape[1] * 4 % LINE:
             return None
         first, last = int(rows[0]), int(rows[-1])
-        if last - first != len(rows) - 1 or first + stop > len(self):
+        if last - first != len(rows) - 1 or first + count > len(self):
             return None
         if not torch.equal(rows, torch.arange(first, last + 1)):
             return None
-        return self.plain[first : first + stop]
+        return self.plain[first : first + count]
 
 
 class CosineRows:

@@ -12,6 +12,9 @@ from gprune.graph import cosine_similarity
 from gprune.pruners.base import Pruner, check_weight
 from gprune.tokens import VisualTokens
 
+# Gains that are computed together: about as fast as one.
+AT_ONCE = 32
+
 
 @dataclass(frozen=True)
 class SCOPE(Pruner):
@@ -48,32 +51,55 @@ class SCOPE(Pruner):
     def choose(self, tokens: VisualTokens, k: int) -> Tensor:
         assert tokens.attention is not None  # by `signals`
         saliency = tokens.attention.double().clamp(min=0) ** self.power
-        return greedy_cover(cosine_similarity(tokens.features), saliency, k)[0].sort().values
+        similarity = cosine_similarity(tokens.features)
+        lazy = similarity.device.type == "cpu"
+        return greedy_cover(similarity, saliency, k, lazy)[0].sort().values
 
 
-def greedy_cover(similarity: Tensor, saliency: Tensor, k: int) -> tuple[Tensor, Tensor]:
+def greedy_cover(similarity: Tensor, saliency: Tensor, k: int, lazy: bool) -> tuple[Tensor, Tensor]:
     """Greedy maximisation of coverage gain times saliency.
 
     Args:
         similarity: symmetric, [n, n].
         saliency: float64 [n], >= 0.
         k: how many to choose, 1 to n.
+        lazy: whether a gain is computed only where it can be the largest. What a token gains never
+            grows, so an earlier gain is a bound (Minoux, 1978); but which ones can be the largest
+            has to be read, for which an accelerator would stall.
 
     Returns:
         int64 [k] in the order of choice, ties to the lowest index; and the coverage of all tokens
         after each, float64 [k].
     """
     covered = torch.zeros_like(similarity[0])
-    free = torch.ones_like(saliency, dtype=torch.bool)
-    chosen, coverage = [], []
+    score = torch.full_like(saliency, torch.inf)
+    chosen, coverage = [], [covered.sum(dtype=torch.float64)]
     for _ in range(k):
-        # In float64, which holds such sums exactly: tokens that gain alike tie. S is symmetric.
-        gain = torch.maximum(similarity, covered).sum(1, dtype=torch.float64)
-        gain = gain - covered.sum(dtype=torch.float64)
-        score = torch.where(free, gain * saliency, -1)
+        if lazy:
+            _refresh(score, similarity, saliency, covered)
+        else:
+            gain = _gain(similarity, covered)
+            score = torch.where(score < 0, -1, gain * saliency)
         following = score.argmax(keepdim=True)
         covered = torch.maximum(covered, similarity.index_select(0, following)[0])
-        free = free.index_fill(0, following, False)
+        score = score.index_fill(0, following, -1)  # below all others
         chosen.append(following)
         coverage.append(covered.sum(dtype=torch.float64))
-    return torch.cat(chosen), torch.stack(coverage)
+    return torch.cat(chosen), torch.stack(coverage[1:])
+
+
+def _gain(similarity: Tensor, covered: Tensor) -> Tensor:
+    """What tokens, by their rows of the similarity [r, n], add to the coverage, float64 [r]."""
+    # In float64, which holds such sums exactly: tokens that gain alike tie. S is symmetric.
+    after = torch.maximum(similarity, covered).sum(1, dtype=torch.float64)
+    return (after - covered.sum(dtype=torch.float64)).clamp(min=0)
+
+
+def _refresh(score: Tensor, similarity: Tensor, saliency: Tensor, covered: Tensor) -> None:
+    """Brings bounds of the score [n] up to date, in place, until the first of the largest is."""
+    stale = score >= 0  # not those that were chosen
+    while stale[score.argmax()]:
+        some = torch.where(stale, score, -1).topk(min(AT_ONCE, len(score))).indices
+        some = torch.cat([score.argmax(keepdim=True), some[stale[some]]])
+        score[some] = _gain(similarity[some], covered) * saliency[some]
+        stale[some] = False

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 import gprune
 from gprune import SCOPE, TRIM, CDPruner, VisualTokens, VLMPruner
-from gprune.graph import CosineRows
+from gprune.graph import CosineRows, cosine_similarity
 from gprune.pruners.cdpruner import KernelRows, greedy_map
 from gprune.pruners.scope import greedy_cover
 from gprune.tokens import SIGNALS
@@ -127,10 +127,34 @@ def test_scope(rows, columns, seed, share, power):
     assert SCOPE(k, power=power).select(tokens).tolist() == sorted(chosen)
 
 
+@given(
+    n=st.integers(1, 90),
+    d=st.integers(1, 5),
+    seed=st.integers(0, 10_000),
+    share=st.floats(0.01, 1),
+    copies=st.booleans(),
+    silent=st.booleans(),
+)
+@settings(deadline=None, max_examples=60)
+def test_lazy_coverage_is_the_same(n, d, seed, share, copies, silent):
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(n, d, generator=generator)
+    saliency = torch.rand(n, generator=generator, dtype=torch.float64)
+    if copies:
+        x = x[torch.randint(0, n, (n,), generator=generator) // 2]
+        saliency = (saliency * 3).round()
+    if silent:
+        saliency[::2] = 0
+    similarity, k = cosine_similarity(x), max(1, int(n * share))
+    lazy, eager = (greedy_cover(similarity, saliency, k, lazy) for lazy in (True, False))
+    assert torch.equal(lazy[0], eager[0])
+    assert torch.equal(lazy[1], eager[1])
+
+
 def test_coverage_grows_less_and_less():
     """Greedy coverage is submodular: gains do not increase, and it is near the best set's."""
     similarity = torch.from_numpy(cosines(group(3, 4, 5).features)).float().clamp(-1, 1)
-    chosen, covered = greedy_cover(similarity, torch.ones(12, dtype=torch.float64), 12)
+    chosen, covered = greedy_cover(similarity, torch.ones(12, dtype=torch.float64), 12, lazy=True)
     gains = torch.cat([covered[:1], covered.diff()])
     assert (gains.diff() <= 1e-5).all()
     best = max(
