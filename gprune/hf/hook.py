@@ -315,12 +315,8 @@ class PrunedModel:
         if isinstance(cache, PrunedCache):
             mask = call.get("attention_mask")
             if mask is None or (isinstance(mask, Tensor) and mask.ndim == 2):
-                call["attention_mask"] = cache.physical_mask(mask, ids.shape[1])
                 call["position_ids"] = positions
-                for name in TYPES:
-                    types = call.get(name)
-                    if types is not None and types.shape[1] == past + ids.shape[1]:
-                        call[name] = cache.physical(types, 0)
+                self._without_dropped(call, cache, past)
         elif past == 0:
             for modality in self.family.modalities:
                 checks.require(
@@ -330,6 +326,16 @@ class PrunedModel:
                 )
             self.kept_mask = torch.ones_like(ids, dtype=torch.bool)
             self._selections = []
+
+    @staticmethod
+    def _without_dropped(call: dict[str, Any], cache: PrunedCache, past: int) -> None:
+        """Leaves of what a call, itself whole, says of its history what the cache still has."""
+        new = call["input_ids"].shape[1]
+        call["attention_mask"] = cache.physical_mask(call.get("attention_mask"), new)
+        for name in TYPES:
+            types = call.get(name)
+            if types is not None and types.shape[1] == past + new:
+                call[name] = cache.physical(types, 0)
 
     def _prefill(
         self,
@@ -354,8 +360,7 @@ class PrunedModel:
             self.kept_mask = torch.ones_like(ids, dtype=torch.bool)
             call["position_ids"] = positions
             if isinstance(cache, PrunedCache):
-                mask = call.get("attention_mask")
-                call["attention_mask"] = cache.physical_mask(mask, ids.shape[1])
+                self._without_dropped(call, cache, past)
             return
         mask = self._mask(call, past)
         call["position_ids"] = positions

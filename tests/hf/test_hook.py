@@ -439,8 +439,9 @@ def in_one(first: Batch, second: Batch) -> Batch:
     return finish_batch(first.specimen, ids, mask, rows, [])
 
 
+@pytest.mark.parametrize("keep", [0.3, 1.0])
 @pytest.mark.parametrize("name", [name for name, specimen in SPECIMENS.items() if specimen.turns])
-def test_second_turn_with_another_image(name):
+def test_second_turn_with_another_image(name, keep):
     """Two turns through one cache equal one full-length call with both turns' drops masked."""
     family = SPECIMENS[name]
     model = family.build()
@@ -452,9 +453,10 @@ def test_second_turn_with_another_image(name):
     ids, mask = joined.inputs["input_ids"], joined.inputs["attention_mask"]
     positions = joined.positions(model)
     past = first.inputs["input_ids"].shape[1]
-    with UniformGridPruner(keep=0.3)(model) as pruned, torch.no_grad():
+    with UniformGridPruner(keep=0.3)(model) as pruned:
         cache = forward(model, first, position_ids=positions[..., :past]).past_key_values
         kept_first = pruned.kept_mask
+    with UniformGridPruner(keep=keep)(model) as pruned, torch.no_grad():
         output = model(
             input_ids=second.inputs["input_ids"],
             attention_mask=mask,
