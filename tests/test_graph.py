@@ -87,6 +87,26 @@ def test_features_need_no_copy_and_their_place_in_memory_does_not_matter(n):
             assert torch.equal(unit.similarity(rows, columns)[apart], expected[apart])
 
 
+def test_tokens_that_follow_each_other_are_read_where_they_lie():
+    x = features(200, 96)
+    unit, every = UnitRows(x), torch.arange(200)
+    for rows in (every[:64], every[32:96], every[40:72], every[40:60], every[168:], every[30:31]):
+        tiled = unit._tiled(rows)
+        assert tiled.data_ptr() == x[int(rows[0]) :].data_ptr()
+        assert len(tiled) == -(-len(rows) // TILE) * TILE
+    others = [every[170:], every[:64].flip(0), every[:128:2], every[[3, 5, 5]]]
+    for rows in others:  # too near the end for whole tiles, in another order, with gaps
+        tiled = unit._tiled(rows)
+        assert tiled.untyped_storage().data_ptr() != x.untyped_storage().data_ptr()
+        assert torch.equal(tiled[: len(rows)], x[rows])
+    narrow = features(64, 24)  # rows would begin elsewhere than those of a copy do
+    tiled = UnitRows(narrow)._tiled(every[32:64])
+    assert tiled.untyped_storage().data_ptr() != narrow.untyped_storage().data_ptr()
+    whole = [part.data_ptr() for part in unit._parts(every[:100])]
+    assert whole[0] == x.data_ptr()
+    assert len(whole) == 2
+
+
 def test_norms_that_only_float64_holds():
     x = features(9, 40).double()
     scale = torch.logspace(-140, 37, 9, dtype=torch.float64).unsqueeze(1)
