@@ -18,7 +18,11 @@ from gprune.pruners.decoder import DecoderTokens
 
 FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 OTHERS = (torch.int64, torch.int8, torch.bool, torch.complex64)
-BAD_VALUES = (math.nan, math.inf, -math.inf)
+# The last two are finite in float64 alone.
+BAD_VALUES = tuple(
+    torch.tensor(value, dtype=torch.float64)
+    for value in (math.nan, math.inf, -math.inf, 1e39, -1e300)
+)
 # Finite in every floating type they are put into, after clamping to its range.
 HARSH_VALUES = (0.0, -0.0, 1e-45, 1e-30, 6e-5, 65504.0, 1e30, -1e30, 3.4e38)
 GOOD_KEEPS = (0.01, 0.1, 0.36, 0.5, 0.999, 1.0, 1, 2, 7, 10**6)
