@@ -73,7 +73,7 @@ def greedy_cover(similarity: Tensor, saliency: Tensor, k: int, lazy: bool) -> tu
     """
     covered = torch.zeros_like(similarity[0])
     score = torch.full_like(saliency, torch.inf)
-    chosen, coverage = [], [covered.sum(dtype=torch.float64)]
+    chosen, coverage = [], []
     for _ in range(k):
         if lazy:
             _refresh(score, similarity, saliency, covered)
@@ -85,7 +85,7 @@ def greedy_cover(similarity: Tensor, saliency: Tensor, k: int, lazy: bool) -> tu
         score = score.index_fill(0, following, -1)  # below all others
         chosen.append(following)
         coverage.append(covered.sum(dtype=torch.float64))
-    return torch.cat(chosen), torch.stack(coverage[1:])
+    return torch.cat(chosen), torch.stack(coverage)
 
 
 def _gain(similarity: Tensor, covered: Tensor) -> Tensor:
@@ -98,8 +98,8 @@ def _gain(similarity: Tensor, covered: Tensor) -> Tensor:
 def _refresh(score: Tensor, similarity: Tensor, saliency: Tensor, covered: Tensor) -> None:
     """Brings bounds of the score [n] up to date, in place, until the first of the largest is."""
     stale = score >= 0  # not those that were chosen
-    while stale[score.argmax()]:
+    while stale[first := score.argmax(keepdim=True)]:
         some = torch.where(stale, score, -1).topk(min(AT_ONCE, len(score))).indices
-        some = torch.cat([score.argmax(keepdim=True), some[stale[some]]])
+        some = torch.cat([first, some[stale[some]]])
         score[some] = _gain(similarity[some], covered) * saliency[some]
         stale[some] = False
