@@ -77,7 +77,7 @@ def with_flash(model):
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("images", [[1], [3], [2, 0, 1]])
+@pytest.mark.parametrize("images", [[1], [3], [1, 1], [2, 0, 1]])
 @pytest.mark.parametrize("keep", [1.0, 0.3])
 def test_equals_the_masked_full_length_model(kernels, name, images, keep):
     specimen = SPECIMENS[name]

@@ -208,7 +208,9 @@ def test_kept_says_what_was_kept(family, model, images):
     with GPrune(keep=keep)(model) as pruned:
         assert pruned.kept_mask is None
         assert pruned.kept == []
-        forward(model, batch)
+        output = forward(model, batch)
+    # As long as the row that keeps most; logits are of every position.
+    assert output.logits.shape[1] == int(pruned.kept_mask.sum(1).max())
     ids, real = batch.inputs["input_ids"], batch.inputs["attention_mask"].bool()
     visual = ids == IMAGE
     assert torch.equal(pruned.kept_mask & ~visual, real & ~visual)
