@@ -107,6 +107,14 @@ def test_tokens_that_follow_each_other_are_read_where_they_lie():
     assert len(whole) == 2
 
 
+def test_columns_that_are_gathered_in_several_parts():
+    x = features(2 * BLOCK + 100, 24)
+    rows, every = torch.tensor([5, 600, 1100]), torch.arange(len(x))
+    whole = cosine_similarity(x)
+    off = rows[:, None] != every
+    assert torch.equal(UnitRows(x).similarity(rows, every)[off], whole[rows][off])
+
+
 def test_norms_that_only_float64_holds():
     x = features(9, 40).double()
     scale = torch.logspace(-140, 37, 9, dtype=torch.float64).unsqueeze(1)

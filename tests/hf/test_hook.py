@@ -519,6 +519,44 @@ def test_a_turn_of_text_after_a_pruned_one(name):
     assert (step.logits[:, -1] - logits[:, 1]).abs().max() <= 1e-5
 
 
+@pytest.mark.parametrize("name", [name for name, specimen in SPECIMENS.items() if specimen.turns])
+def test_an_answer_between_two_turns_with_images(name):
+    """What was generated since the first turn keeps its places in the cache of the second."""
+    family = SPECIMENS[name]
+    model = family.build()
+    first, answer, second = (
+        make_batch(family, model, images, seed=seed)
+        for seed, images in enumerate(([1, 2], [0, 0], [1, 1]), 1)
+    )
+    told = in_one(first, answer)
+    joined = in_one(told, second)
+    ids, mask = joined.inputs["input_ids"], joined.inputs["attention_mask"]
+    positions = joined.positions(model)
+    past, later = first.inputs["input_ids"].shape[1], told.inputs["input_ids"].shape[1]
+    with UniformGridPruner(keep=0.3)(model) as pruned, torch.no_grad():
+        cache = forward(model, first, position_ids=positions[..., :past]).past_key_values
+        kept = [pruned.kept_mask]
+        for place in range(past, later):
+            model(
+                input_ids=ids[:, place : place + 1],
+                attention_mask=mask[:, : place + 1],
+                position_ids=positions[..., place : place + 1],
+                past_key_values=cache,
+            )
+        output = model(
+            input_ids=ids[:, later:],
+            attention_mask=mask,
+            position_ids=positions[..., later:],
+            past_key_values=cache,
+            **(family.token_types(ids) if family.history else {}),
+            **second.pixels,
+        )
+        kept += [torch.ones_like(ids[:, past:later]), pruned.kept_mask]
+        assert cache.get_seq_length() == mask.shape[1]
+    _, logits = masked_greedy(model, joined, torch.cat(kept, 1), 1)
+    assert (output.logits[:, -1] - logits[:, 0]).abs().max() <= 1e-5
+
+
 @pytest.mark.parametrize("images", [[0, 0], [1, 2]])
 @pytest.mark.parametrize("name", [name for name, specimen in SPECIMENS.items() if specimen.turns])
 def test_a_picture_after_a_turn_that_was_not_pruned(name, images):
@@ -554,6 +592,15 @@ def test_a_picture_after_a_turn_that_was_not_pruned(name, images):
     assert torch.equal(token, tokens[:, :1])
     assert (output.logits[:, -1] - logits[:, 0]).abs().max() <= 1e-5
     assert (step.logits[:, -1] - logits[:, 1]).abs().max() <= 1e-5
+
+
+def test_outputs_as_a_tuple(family, model):
+    batch = make_batch(family, model, [1])
+    with GPrune(keep=0.3)(model):
+        output = forward(model, batch)
+        logits, *others = forward(model, batch, return_dict=False)
+    assert torch.equal(logits, output.logits)
+    assert any(isinstance(other, PrunedCache) for other in others)
 
 
 def test_decoding_without_mask_or_positions(family, model):
