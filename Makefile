@@ -115,7 +115,7 @@ bench: .venv/ready
 bench-check: .venv/ready
 	$(RUN)/python benchmarks/check.py
 
-# `DEVICE=cpu make test-gpu` tries these tests where there is none.
+# Selection, kernels and prefill on a CUDA GPU beside the CPU; DEVICE=cpu tries the tests without one.
 test-gpu: .venv/ready
 	$(RUN)/python -m pytest tests/gpu
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -74,9 +74,10 @@ The dense form, in few large launches, and nothing that makes the host wait
 there are edges, all images of a batch in one launch sequence, nothing read back by the host.
 `make test-triton` shows on a CPU that they keep the same tokens, in Triton's interpreter, and that
 they compile for an A100 and an H100; until a GPU has shown that they are faster they are not the
-default. **None was at hand so far.** Where one is, `make gpu` compares every method, the kernels
-and pruned prefills with the CPU's results, measures selection, long videos and the prefill of
-models of 7 and 8 billion random parameters, and adds them to this page."""
+default. **While no table here is of a GPU, none was at hand.** Where one is, `make gpu` compares
+every method, the kernels and pruned prefills with the CPU's results, measures selection, long
+videos and the prefill of models of 7 and 8 billion random parameters, and adds them to this
+page."""
 
 LONG = """## Long videos
 
@@ -119,13 +120,18 @@ def source(result: dict[str, Any], command: str) -> str:
     return f"*{result['machine']}. `{command}`, {result['seconds']:.0f} seconds.*"
 
 
+def section(
+    introduction: str, describe: Callable[[str, Row], list[str]], names: Iterable[str]
+) -> list[str]:
+    """What is said of each file of results that has been measured; nothing where none has."""
+    results = {name: result for name in names if (result := load(name)) is not None}
+    parts = [part for name, result in results.items() for part in describe(name, result)]
+    return [introduction, *parts] if parts else []
+
+
 def selection() -> list[str]:
-    parts = [SELECTION]
-    for name, machine in MACHINES.items():
-        result = load(name)
-        if result is not None:
-            parts += [machine, *timed(name, result)]
-    return [*parts, TRIED] if len(parts) > 1 else []
+    parts = section(SELECTION, timed, MACHINES)
+    return [*parts, TRIED] if parts else []
 
 
 def timed(name: str, result: Row) -> list[str]:
@@ -169,6 +175,7 @@ def timed(name: str, result: Row) -> list[str]:
     figure.savefig(IMAGES / image, dpi=80)
     plt.close(figure)
     return [
+        MACHINES[name],
         f"![Time against the number of tokens](images/{image})",
         table(header, cells),
         source(result, command("selection", name)),
@@ -183,13 +190,7 @@ def command(script: str, name: str) -> str:
 
 
 def long_video() -> list[str]:
-    tables = [
-        part
-        for name in ("long_video", "long_video_avx2", "gpu/long_video")
-        if (result := load(name)) is not None
-        for part in lengths(name, result)
-    ]
-    return [LONG, *tables] if tables else []
+    return section(LONG, lengths, ("long_video", "long_video_avx2", "gpu/long_video"))
 
 
 def lengths(name: str, result: Row) -> list[str]:
@@ -208,13 +209,7 @@ def lengths(name: str, result: Row) -> list[str]:
 
 
 def prefill() -> list[str]:
-    tables = [
-        part
-        for name in ("prefill", "gpu/prefill")
-        if (result := load(name)) is not None
-        for part in prefills(name, result)
-    ]
-    return [PREFILL, *tables] if tables else []
+    return section(PREFILL, prefills, ("prefill", "gpu/prefill"))
 
 
 def prefills(name: str, result: Row) -> list[str]:

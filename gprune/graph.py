@@ -80,6 +80,11 @@ def padded(count: int) -> int:
     return count + -count % TILE
 
 
+def blocks(count: int) -> list[slice]:
+    """All of ``count`` rows, `BLOCK` at a time."""
+    return [slice(start, start + BLOCK) for start in range(0, count, BLOCK)]
+
+
 def whole_tiles(rows: Tensor) -> Tensor:
     """``rows`` [r, d], and zeros where that is no whole number of tiles."""
     missing = -len(rows) % TILE
@@ -358,8 +363,7 @@ class SimilarityGraph:
         degree = torch.empty_like(norms, dtype=torch.long)
         nearest = torch.empty_like(degree)
         # By blocks of rows and in place: passing over the n-by-n matrix is what costs.
-        for start in range(0, features.shape[-2], BLOCK):
-            rows = slice(start, start + BLOCK)
+        for rows in blocks(features.shape[-2]):
             block = weights[..., rows, :]
             alike = norms[..., rows].unsqueeze(-1) == norms.unsqueeze(-2)
             alike &= alive[..., rows].unsqueeze(-1) == alive.unsqueeze(-2)

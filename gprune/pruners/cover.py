@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from gprune import graph
-from gprune.graph import CosineRows, cosine_similarity
+from gprune.graph import CosineRows, blocks, cosine_similarity
 from gprune.pruners.base import MergingPruner
 from gprune.pruners.diversity import farthest_first
 from gprune.tokens import VisualTokens
@@ -140,11 +140,6 @@ def feature_scale(mean: Tensor, placed: bool) -> Tensor:
     if not placed:
         return mean.clamp(min=ROUNDING).float()
     return (mean.clamp(min=NOTHING) / say(mean)).float()  # infinite where they say nothing
-
-
-def blocks(count: int) -> list[slice]:
-    """All of ``count`` rows, some at a time."""
-    return [slice(start, start + graph.BLOCK) for start in range(0, count, graph.BLOCK)]
 
 
 def row_sums(matrix: Tensor) -> Tensor:
