@@ -106,6 +106,7 @@ def test_trim(rows, columns, seed, share):
 
 
 @example(rows=2, columns=3, seed=0, share=0.5, power=0.0)  # two tokens that gain alike
+@example(rows=5, columns=7, seed=6, share=0.984375, power=2.0)  # saliency of 1e-10
 @given(**SIZES, power=st.sampled_from([0.0, 1.0, 2.0]))
 @settings(deadline=None, max_examples=60)
 def test_scope(rows, columns, seed, share, power):
@@ -122,7 +123,7 @@ def test_scope(rows, columns, seed, share, power):
     while len(chosen) < k:
         base = coverage(chosen)
         rest = [i for i in range(n) if i not in chosen]
-        score = {i: round((coverage([*chosen, i]) - base) * saliency[i], 9) for i in rest}
+        score = {i: round(coverage([*chosen, i]) - base, 9) * saliency[i] for i in rest}
         chosen.append(max(rest, key=lambda i: (score[i], -i)))
     assert SCOPE(k, power=power).select(tokens).tolist() == sorted(chosen)
 
