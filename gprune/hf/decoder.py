@@ -34,6 +34,7 @@ from gprune.hf.hook import (
     aligned_right,
     find_cache,
     require_uncompiled,
+    two_dimensional,
 )
 from gprune.hf.signals import replaced
 from gprune.pruners.base import merged
@@ -544,17 +545,3 @@ def rotated(values: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 def rows_at(values: Tensor, order: Tensor) -> Tensor:
     """``values`` [b, p, d] at the columns ``order`` [b, q]: [b, q, d]."""
     return values.gather(1, order.unsqueeze(-1).expand(-1, -1, values.shape[-1]))
-
-
-def two_dimensional(mask: Any) -> Tensor | None:
-    """A call's mask, if it has one.
-
-    Raises:
-        ValueError: it is not a 2-D tensor.
-    """
-    if mask is not None and (not isinstance(mask, Tensor) or mask.ndim != 2):
-        raise ValueError(
-            "attention_mask must be a 2-D tensor to fit layers of different lengths; pass the "
-            "tokenizer's, one column a position"
-        )
-    return mask

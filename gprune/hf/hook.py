@@ -248,8 +248,10 @@ class PrunedModel:
                 "tokens; pass input_ids with pixel_values instead"
             )
         cache = call.get("past_key_values")
-        if isinstance(cache, PrunedCache) and cache.weights is not None:
-            self._require_weights()
+        if isinstance(cache, PrunedCache):
+            two_dimensional(call.get("attention_mask"))
+            if cache.weights is not None:
+                self._require_weights()
         past = 0 if cache is None else int(cache.get_seq_length())
         visual, used = self._encoded(call)
         positions: Any = call.get("position_ids")
@@ -313,10 +315,8 @@ class PrunedModel:
         """A decoding step or a turn without images."""
         ids = call["input_ids"]
         if isinstance(cache, PrunedCache):
-            mask = call.get("attention_mask")
-            if mask is None or (isinstance(mask, Tensor) and mask.ndim == 2):
-                call["position_ids"] = positions
-                self._without_dropped(call, cache, past)
+            call["position_ids"] = positions
+            self._without_dropped(call, cache, past)
         elif past == 0:
             for modality in self.family.modalities:
                 checks.require(
@@ -515,14 +515,9 @@ class PrunedModel:
     @staticmethod
     def _mask(call: dict[str, Any], past: int) -> Tensor:
         """The call's 2-D mask over past and new positions; ones where there is none."""
-        ids, mask = call["input_ids"], call.get("attention_mask")
+        ids, mask = call["input_ids"], two_dimensional(call.get("attention_mask"))
         if mask is None:
             return ids.new_ones(len(ids), past + ids.shape[1])
-        if not isinstance(mask, Tensor) or mask.ndim != 2:
-            raise ValueError(
-                "attention_mask must be a 2-D tensor to be shortened; pass the tokenizer's, one "
-                "column a position"
-            )
         if mask.shape[1] != past + ids.shape[1]:
             raise ValueError(
                 f"attention_mask has {mask.shape[1]} columns, expected {past + ids.shape[1]}: one "
@@ -617,6 +612,20 @@ class PrunedModel:
         for side, size in (("q", length), ("k", past + length)):
             ends = torch.tensor([0, size], dtype=torch.int32, device=plan.order.device)
             call[f"cu_seq_lens_{side}"], call[f"max_length_{side}"] = ends, size
+
+
+def two_dimensional(mask: Any) -> Tensor | None:
+    """A call's mask, if it has one.
+
+    Raises:
+        ValueError: it is not a 2-D tensor.
+    """
+    if mask is not None and (not isinstance(mask, Tensor) or mask.ndim != 2):
+        raise ValueError(
+            "attention_mask must be a 2-D tensor, which loses the columns of what is dropped; pass "
+            "the tokenizer's, one column a position"
+        )
+    return mask
 
 
 def aligned_right(keep: Tensor, length: int) -> tuple[Tensor, Tensor]:

@@ -91,15 +91,11 @@ class WeightedPrunedModel(PrunedModel):
         underway = self._underway
         underway.fresh = underway.bias = underway.made = None
         args, call = super().before(model, args, kwargs)
-        mask, cache = call.get("attention_mask"), call.get("past_key_values")
+        cache = call.get("past_key_values")
         old = cache.weights if isinstance(cache, PrunedCache) else None
         if underway.fresh is None and old is None:
             return args, call
-        if not isinstance(mask, Tensor) or mask.ndim != 2:
-            raise ValueError(
-                "attention_mask must be a 2-D tensor: a 4-D one says nothing of the keys' weights; "
-                "pass the tokenizer's, one column a position"
-            )
+        mask: Tensor = call["attention_mask"]  # 2-D: both have left the call one
         require_interpreted(cache, mask.device)
         bias = mask.new_zeros(mask.shape, dtype=torch.float32)
         if old is not None:

@@ -344,6 +344,36 @@ def test_compact_positions(name, images):
         assert (one - other).abs().max() <= 1e-5
 
 
+@pytest.mark.parametrize("name", ["llava", "llava_next", "gemma3"])
+def test_compact_positions_over_turns(name):
+    """Each turn goes on where the one before it left off, also where that ends with a picture."""
+    family = SPECIMENS[name]
+    model = family.build()
+    turns = [make_batch(family, model, images, seed=seed) for seed, images in enumerate(([1],) * 3)]
+    ids = turns[1].inputs["input_ids"][:, :-7]  # without the words after the picture
+    turns[1] = finish_batch(family, ids, torch.ones_like(ids), turns[1].rows, turns[1].lengths)
+    turns.insert(2, make_batch(family, model, [0]))
+    seen = []
+
+    def spy(module, args, kwargs):
+        seen.extend(kwargs["position_ids"][0].tolist())
+
+    cache, ids = None, torch.empty(1, 0, dtype=torch.long)
+    handle = model.get_decoder().register_forward_pre_hook(spy, with_kwargs=True)
+    with UniformGridPruner(keep=1)(model, positions="compact") as pruned, torch.no_grad():
+        assert pruned.positions == "compact"
+        for turn in turns:
+            ids = torch.cat([ids, turn.inputs["input_ids"]], 1)
+            call = {**turn.inputs, "attention_mask": torch.ones_like(ids)}
+            call |= family.token_types(ids) if family.history else {}
+            cache = model(**call, past_key_values=cache).past_key_values
+            if turn is turns[1] and name == "llava":
+                assert not pruned.kept_mask[0, -1]
+    handle.remove()
+    first = family.first_position
+    assert seen == list(range(first, first + cache.get_query_offset()))
+
+
 def test_compact_positions_need_plain_ones(family, model):
     with pytest.raises(ValueError, match="positions='dense' must be one of"):
         GPrune(0.3)(model, positions="dense").__enter__()
@@ -664,13 +694,60 @@ def test_rolling_back_rows_unevenly_is_refused(family, model):
             cache.crop(uneven - cache.logical)
 
 
-def test_pruned_cache_is_refused_outside(family, model):
+def out_of_memory(*args):
+    raise MemoryError
+
+
+@pytest.mark.parametrize("inside", [None, "a step", "a step that fails"])
+def test_pruned_cache_is_refused_outside(family, model, inside):
+    """Whatever became of the last call inside."""
     batch = make_batch(family, model, [1])
-    with GPrune(keep=0.3)(model):
+    with GPrune(keep=0.3)(model), torch.no_grad():
         output = forward(model, batch)
-    token = output.logits[:, -1:].argmax(-1)
+        step = {
+            "input_ids": output.logits[:, -1:].argmax(-1),
+            "past_key_values": output.past_key_values,
+        }
+        if inside == "a step":
+            model(**step)
+        elif inside == "a step that fails":
+            handle = model.get_decoder().register_forward_pre_hook(out_of_memory)
+            with pytest.raises(MemoryError):
+                model(**step)
+            handle.remove()
     with pytest.raises(RuntimeError, match="was pruned by gprune"):
-        model(input_ids=token, past_key_values=output.past_key_values)
+        model(**step)
+
+
+def test_masks_in_four_dimensions_are_refused(family, model):
+    """Of which columns they would be after pruning, they do not say."""
+    batch = make_batch(family, model, [1])
+    with GPrune(keep=0.3)(model), torch.no_grad():
+        length = batch.inputs["input_ids"].shape[1]
+        whole = torch.ones(1, 1, length, length, dtype=torch.bool).tril()
+        positions = batch.positions(model)
+        with pytest.raises(ValueError, match="attention_mask must be a 2-D tensor"):
+            model(**{**batch.inputs, "attention_mask": whole}, position_ids=positions)
+        cache = forward(model, batch).past_key_values
+        for columns in (cache.get_seq_length() + 1, cache.get_query_offset() + 1):
+            mask = torch.zeros(1, 1, 1, columns)
+            with pytest.raises(ValueError, match="attention_mask must be a 2-D tensor"):
+                model(input_ids=torch.tensor([[5]]), past_key_values=cache, attention_mask=mask)
+
+
+@pytest.mark.parametrize("name", [name for name, specimen in SPECIMENS.items() if specimen.types])
+def test_types_of_a_prompt_without_its_candidates(name):
+    """Assisted decoding adds candidates to the prompt, but not to the types of its tokens."""
+    family = SPECIMENS[name]
+    model = family.build()
+    batch = make_batch(family, model, [1])
+    positions = batch.positions(model)
+    types = family.token_types(batch.inputs["input_ids"])
+    shorter = {name: values[:, :-2] for name, values in types.items()}
+    with GPrune(keep=0.3)(model), torch.no_grad():
+        expected = model(**batch.inputs, position_ids=positions).logits
+        logits = model(**{**batch.inputs, **shorter}, position_ids=positions).logits
+    assert torch.equal(logits, expected)
 
 
 def test_loss_sees_the_kept_positions_only(family, model):

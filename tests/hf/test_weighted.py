@@ -11,6 +11,7 @@ from transformers import DynamicCache, StaticCache
 
 from gprune import GraphCover, WeightedCover, WeightedGPrune
 from gprune.errors import UnsupportedModelError
+from gprune.hf.families import Group
 from gprune.hf.weighted import FAMILIES, causal, require_interpreted, weighted
 from gprune.pruners.base import standing_for
 from gprune.serving.settings import served_methods
@@ -214,15 +215,15 @@ def test_attention_without_a_mask_is_refused(model):
         config._attn_implementation_internal = before
 
 
-def test_a_mask_in_four_dimensions_is_refused_after_a_pruned_prefill():
-    family = SPECIMENS["llava"]
-    model = family.build()
-    batch = make_batch(family, model, [1])
-    with WeightedCover(0.5)(model), torch.no_grad():
-        cache = model(**batch.inputs).past_key_values
-        mask = torch.zeros(1, 1, 1, cache.get_seq_length() + 1)
-        with pytest.raises(ValueError, match="attention_mask must be a 2-D tensor"):
-            model(input_ids=torch.tensor([[5]]), past_key_values=cache, attention_mask=mask)
+def test_numbers_in_half_precision():
+    """Whole ones beyond 256, which bf16 has no room for."""
+    model = SPECIMENS["llava"].build(dtype=torch.bfloat16)
+    group = Group(torch.arange(301), None, "image")
+    everything = torch.zeros(301, dtype=torch.long)  # goes into the first kept one
+    with WeightedCover(1)(model) as pruned:
+        features = torch.ones(301, 4, dtype=torch.bfloat16)
+        choice = pruned._chosen(features, [group], [(torch.tensor([0]), everything)])
+    assert choice.stands.tolist() == [301] + [1] * 300
 
 
 def test_a_weighted_cache_is_not_continued_without_weights():
