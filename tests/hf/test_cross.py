@@ -348,6 +348,17 @@ def test_batch_mates_do_not_change_what_is_kept():
     assert all(map(torch.equal, expected, [group.indices for group in pruned.kept[0]]))
 
 
+def test_compact_positions_are_the_original_ones():
+    """Nothing of the sequence goes, so that it has no gaps to close."""
+    model, inputs = mllama(), make([[2], [1]])
+    logits = []
+    for positions in ("original", "compact"):
+        with GPrune(0.3)(model, positions=positions) as pruned, torch.no_grad():
+            assert pruned.positions == positions
+            logits.append(model(**inputs).logits)
+    assert torch.equal(*logits)
+
+
 def test_copied_cache_knows_what_was_pruned():
     model = mllama()
     inputs = make([[3], [1]])

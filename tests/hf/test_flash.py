@@ -45,6 +45,7 @@ def flash_varlen_fn(
     softmax_scale=None,
     causal=False,
 ):
+    assert cu_seqlens_q.dtype == cu_seqlens_k.dtype == torch.int32  # the kernels take no other
     assert cu_seqlens_q[-1] == len(q)
     assert cu_seqlens_k[-1] == len(k)
     lengths = [ends.diff().tolist() for ends in (cu_seqlens_q, cu_seqlens_k, cu_seqlens_k)]
