@@ -46,8 +46,8 @@ float32 product, softmax over an n-by-n matrix, a power of that matrix); all kee
 MACHINES = {
     "selection": """### With bfloat16 units
 
-Measured before features were compared as they are, which took away work and nothing else; no such
-machine was at hand since.""",
+Measured before features were compared as they are and edges listed where there are few, which took
+away work and nothing else; no such machine was at hand since.""",
     "selection_avx2": "### Without",
     "gpu/selection": "### On a GPU",
 }
@@ -81,14 +81,15 @@ page."""
 
 LONG = """## Long videos
 
-Past 8,192 tokens the methods of features alone hold no n-by-n matrix. G-Prune keeps the tiles that
-can hold edges, at most 1.25 GiB of them, and computes the others anew at every step; DivPrune,
-ToDRE, GraphCover and CDPruner compute the rows that they read, on a CPU some ahead of their use,
-DART its pivots' rows, ToMe blocks. SCOPE, HoloV, D²Pruner, VLM-Pruner, VisionZip, VisPruner and
-PruMerge do hold one. Time grows as n². Frames are groups of their own by default, wherever a family
-tells where one ends, which is the way for videos longer than this: time then grows with their
-length. The first table is of a machine that screens in bfloat16, measured before features were
-compared as they are; the second of one that cannot.
+Past 8,192 tokens the methods of features alone hold no n-by-n matrix. G-Prune holds the edges where
+there are few, else tiles of them, at most 1.25 GiB in all, and computes the other tiles anew at
+every step, as the last rows show, where all pairs have one; DivPrune, ToDRE, GraphCover and
+CDPruner compute the rows that they read, on a CPU some ahead of their use, DART its pivots' rows,
+ToMe blocks. SCOPE, HoloV, D²Pruner, VLM-Pruner, VisionZip, VisPruner and PruMerge do hold one. Time
+grows as n². Frames are groups of their own by default, wherever a family tells where one ends,
+which is the way for videos longer than this: time then grows with their length. The first table is
+of a machine that screens in bfloat16, measured before features were compared as they are and edges
+listed where there are few; the second of one that cannot.
 """
 
 PREFILL = """## Prefill

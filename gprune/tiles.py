@@ -7,7 +7,8 @@ in bfloat16 first, and only where the screen cannot exclude an edge is the produ
 that holds for every input (`screen_error`), so no edge is missed, and an entry's value depends on
 its two tokens alone: the graph is the same with and without the screen, bit for bit.
 
-Tokens with the same neighbours are put into one tile, so that a tile is a small dense product.
+Tokens with the same neighbours are put into one tile, so that a tile is a small dense product. Of a
+tile with few edges only these are held, so that memory and propagation go by the edges.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from gprune.graph import (
@@ -48,6 +50,10 @@ WORTHWHILE = 0.7
 STORED = 5 * 2**26
 # As many (128 MB) are held as they are summed, in float64.
 WIDE = 2**24
+# Weights that take as much memory as a listed edge does while lists are joined or used.
+LISTED = 8
+# Edges of a tile are listed where at most this share of its entries, eight at a time, has any.
+FEW = 1 / 4
 
 
 def screen_error(d: int) -> float:
@@ -87,13 +93,29 @@ class Tile:
 
 
 @dataclass(frozen=True, eq=False)
+class EdgeList:
+    """The edges of tiles that have few.
+
+    Attributes:
+        rows: tokens, int32 [m].
+        columns: a token before each, int32 [m].
+        weights: of each edge, exact in float32, float64 [m].
+    """
+
+    rows: Tensor
+    columns: Tensor
+    weights: Tensor
+
+
+@dataclass(frozen=True, eq=False)
 class TiledGraph:
     """The graph of `SimilarityGraph` for one group, without its n-by-n matrix.
 
     Attributes:
         unit: the tokens at unit norm.
         threshold, temperature: see `SimilarityGraph.build`.
-        tiles: which hold every edge once, but for the self-loops.
+        tiles: which hold every edge once, but for the self-loops and those that are listed.
+        listed: the others.
         degree, first_copy: see `SimilarityGraph`; int64 [n].
         row_sums: sum of each token's weights, its self-loop's 1 included, float64 [n]; 1 where
             there is no edge.
@@ -103,6 +125,7 @@ class TiledGraph:
     threshold: float
     temperature: float
     tiles: Sequence[Tile]
+    listed: EdgeList
     degree: Tensor
     row_sums: Tensor
     first_copy: Tensor
@@ -133,9 +156,15 @@ class TiledGraph:
         nearest = torch.arange(len(features), device=features.device)
         nearest = torch.where(alive, nearest, (~alive).to(torch.uint8).argmax())
         tiles: list[Tile] = []
+        lists: list[tuple[Tensor, Tensor, Tensor]] = []
         held = 0
         for rows, columns in places(unit, threshold):
             similarity = unit.similarity(rows, columns)
+            few = _few(similarity, threshold) if held <= STORED else None
+            if few is not None:
+                lists.append(_listed(similarity, few, rows, columns))
+                held += LISTED * len(lists[-1][0])
+                continue
             before = columns < rows.unsqueeze(1)
             _note_copies(similarity, before, rows, columns, unit.norms, nearest)
             edge = _edges(similarity, before, rows, columns, alive, threshold)
@@ -148,8 +177,12 @@ class TiledGraph:
             held += weights.numel()
             kept = wide if held <= WIDE else weights if held <= STORED else None
             tiles.append(Tile(rows, columns, kept))
+        listed = _joined(lists, unit, temperature, nearest)
+        for end in (listed.rows, listed.columns):
+            degree.index_add_(0, end, degree.new_ones(()).expand(len(end)))
+            sums.index_add_(0, end, listed.weights)
         first_copy = confirmed_copies(features, nearest)
-        return cls(unit, threshold, temperature, tiles, degree, sums, first_copy)
+        return cls(unit, threshold, temperature, tiles, listed, degree, sums, first_copy)
 
     def propagate(self, information: Tensor, iterations: int) -> Tensor:
         """See `SimilarityGraph.propagate`.
@@ -166,9 +199,12 @@ class TiledGraph:
         """
         check_iterations(iterations)
         current = information.double() * (self.degree > 0)
+        few = self.listed
         for _ in range(iterations):
             share = current / self.row_sums
             current = share.clone()  # along the self-loops, whose weight is 1
+            current.index_add_(0, few.columns, share[few.rows] * few.weights)
+            current.index_add_(0, few.rows, share[few.columns] * few.weights)
             for tile in self.tiles:
                 weights = self._weights_of(tile).double()
                 current.index_add_(0, tile.columns, share[tile.rows] @ weights)
@@ -183,6 +219,55 @@ class TiledGraph:
         alive = self.degree > 0
         edge = _edges(similarity, before, tile.rows, tile.columns, alive, self.threshold)
         return _weights(similarity, edge, self.temperature)
+
+
+def _few(similarity: Tensor, threshold: float) -> Tensor | None:
+    """Where similarities [r, c] reach a threshold, if few do.
+
+    Returns:
+        their places among all r·c, ascending, int64 [m]; None where they are many, or where a tile
+        as a whole is the better way.
+    """
+    if similarity.device.type != "cpu" or not 0 < threshold <= NEARLY_ONE:
+        # An accelerator would stall if it were asked how many there are. Only between these
+        # thresholds no token of zero norm has an edge and all copies do.
+        return None
+    reached = (similarity >= threshold).view(-1)
+    reached = F.pad(reached, (0, -len(reached) % 8))
+    eights = reached.view(torch.int64)  # of flags, which are a byte each
+    some = eights.nonzero()
+    if len(some) > FEW * len(eights):
+        return None
+    places = (8 * some + torch.arange(8)).view(-1)
+    return places[reached[places]]
+
+
+def _listed(
+    similarity: Tensor, places: Tensor, rows: Tensor, columns: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Both tokens and the similarity of entries of a tile whose column comes before their row."""
+    row, column = places // len(columns), places % len(columns)
+    before = columns[column] < rows[row]
+    row, column = row[before], column[before]
+    return rows[row].int(), columns[column].int(), similarity[row, column]
+
+
+def _joined(
+    lists: Sequence[tuple[Tensor, Tensor, Tensor]],
+    unit: UnitRows,
+    temperature: float,
+    nearest: Tensor,
+) -> EdgeList:
+    """The edges of several tiles; writes to ``nearest`` as `_note_copies` does."""
+    if not lists:
+        none = torch.empty(0, dtype=torch.int, device=nearest.device)
+        return EdgeList(none, none, none.double())
+    rows, columns, similarity = (torch.cat(parts) for parts in zip(*lists, strict=True))
+    alike = similarity >= NEARLY_ONE
+    alike &= unit.norms[rows] == unit.norms[columns]
+    nearest.scatter_reduce_(0, rows[alike].long(), columns[alike].long(), "amin")
+    weights = similarity.sub_(1).div_(temperature).exp_()
+    return EdgeList(rows, columns, weights.double())
 
 
 def _edges(

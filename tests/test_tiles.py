@@ -42,6 +42,9 @@ def dense(graph: TiledGraph) -> torch.Tensor:
         weights = graph._weights_of(tile)
         lower[place] += weights.float()
         held[place] += weights > 0
+    listed = graph.listed
+    lower[listed.rows, listed.columns] += listed.weights.float()
+    held.index_put_((listed.rows, listed.columns), torch.tensor(1), accumulate=True)
     assert held.max() <= 1
     assert not lower.triu().any()
     return lower + lower.T + torch.diag((graph.degree > 0).float())
@@ -113,6 +116,24 @@ def test_weights_computed_anew_are_the_same(monkeypatch):
     anew = TiledGraph.build(x, 0.5, 0.03)
     assert any(tile.weights is None for tile in anew.tiles)
     assert torch.equal(stored.propagate(stored.norms, 4), anew.propagate(anew.norms, 4))
+
+
+def test_edges_are_listed_where_they_are_few(screened, monkeypatch):
+    screened(False)
+    x = clustered(400, 64)
+    x[70] = x[3]
+    few = TiledGraph.build(x, 0.5, 0.03)
+    assert not few.tiles
+    assert 2 * len(few.listed.rows) + 400 == few.degree.sum()
+    assert few.first_copy[70] == 3
+    # Where most pairs have one, where zero norms might and where not even copies must.
+    for features, threshold in ((x + 4, 0.5), (x, 0.0), (x, 1.0)):
+        graph = TiledGraph.build(features, threshold, 0.03)
+        assert graph.tiles
+        assert not len(graph.listed.rows)
+    monkeypatch.setattr(tiles, "STORED", -1)  # no room for lists either
+    assert TiledGraph.build(x, 0.5, 0.03).tiles
+    assert_the_same(x, 0.5)
 
 
 @given(
