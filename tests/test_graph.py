@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +9,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gprune import SimilarityGraph
-from gprune.graph import BLOCK, TILE, CosineRows, UnitRows, cosine_similarity, token_norms
+from gprune.graph import (
+    BLOCK,
+    TILE,
+    CosineRows,
+    UnitRows,
+    confirmed_copies,
+    cosine_similarity,
+    product,
+    token_norms,
+)
 
 
 def features(n, d, seed=0, **options):
@@ -55,16 +66,31 @@ def test_every_dtype_is_compared_in_float32_by_float64_norms(dtype):
     assert torch.allclose(norms, x.double().square().sum(1).sqrt(), rtol=1e-14)
 
 
-def test_what_the_caller_allows_for_products_is_not_used_and_stays():
+def test_what_the_caller_allows_for_products_is_not_used_and_stays(monkeypatch):
     x = features(64, 96)
     expected = cosine_similarity(x)
     matmul = torch.backends.mkldnn.matmul
+    mm, used = torch.mm, []
+
+    def watched(*args, **options):
+        used.append(matmul.fp32_precision)
+        return mm(*args, **options)
+
+    monkeypatch.setattr(torch, "mm", watched)
     before, matmul.fp32_precision = matmul.fp32_precision, "bf16"
     try:
         assert torch.equal(cosine_similarity(x), expected)
+        assert used == ["ieee"]  # also where a CPU has no units that would show it
         assert matmul.fp32_precision == "bf16"
     finally:
         matmul.fp32_precision = before
+
+
+def test_products_have_their_shape_at_once():
+    left, right = features(7, 5), features(9, 5, seed=1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # of a result that had to be resized
+        assert torch.equal(product(left, right.mT), left @ right.mT)
 
 
 @pytest.mark.parametrize("n", [64, 100, 729])
@@ -206,24 +232,34 @@ def test_norms_do_not_decide_edges():
     assert torch.equal(CosineRows(x * 2.0**-20)[torch.arange(20)], cosine_similarity(x))
 
 
-def test_ragged_groups_in_a_padded_batch():
+@pytest.mark.parametrize("threshold", [0.2, -1.0])
+def test_ragged_groups_in_a_padded_batch(threshold):
     groups = [features(n, 12, seed=n) for n in (7, 3, 11)]
+    groups[0][2] = 0
+    groups[2] *= 1e-3  # to norms below 1
     padded = torch.zeros(3, 11, 12)
     valid = torch.zeros(3, 11, dtype=torch.bool)
     for row, group in enumerate(groups):
         padded[row, : len(group)] = group
         padded[row, len(group) :] = 100.0  # padding may hold anything finite
         valid[row, : len(group)] = True
-    batch = SimilarityGraph.build(padded, 0.2, 0.1, valid)
+    batch = SimilarityGraph.build(padded, threshold, 0.1, valid)
     spread = batch.propagate(batch.norms, 4)
     for row, group in enumerate(groups):
         n = len(group)
-        alone = SimilarityGraph.build(group, 0.2, 0.1)
+        alone = SimilarityGraph.build(group, threshold, 0.1)
         assert torch.equal(batch.weights[row, :n, :n], alone.weights)
         assert torch.equal(batch.degree[row, :n], alone.degree)
         assert (batch.degree[row, n:] == 0).all()
         assert (spread[row, n:] == 0).all()
         assert torch.allclose(spread[row, :n], alone.propagate(alone.norms, 4), rtol=1e-12)
+        assert torch.allclose(batch.transition()[row, :n, :n], alone.transition(), rtol=1e-6)
+
+
+def test_suspected_copies_are_confirmed_one_by_one():
+    x = features(4, 3)
+    x[3] = x[0]
+    assert confirmed_copies(x, torch.tensor([0, 0, 2, 0])).tolist() == [0, 1, 2, 0]
 
 
 def test_first_copy_is_exact():

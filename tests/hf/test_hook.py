@@ -18,6 +18,7 @@ from gprune import (
     ToMe,
     UniformGridPruner,
     VisualTokens,
+    WeightedCover,
     kept_count,
 )
 from gprune.errors import UnsupportedModelError, UnsupportedVersionError
@@ -344,8 +345,12 @@ def test_compact_positions(name, images):
         assert (one - other).abs().max() <= 1e-5
 
 
-@pytest.mark.parametrize("name", ["llava", "llava_next", "gemma3"])
-def test_compact_positions_over_turns(name):
+@pytest.mark.parametrize(
+    ("name", "pruner"),
+    [(name, UniformGridPruner(1)) for name in ("llava", "llava_next", "gemma3")]
+    + [("llava", WeightedCover(1))],
+)
+def test_compact_positions_over_turns(name, pruner):
     """Each turn goes on where the one before it left off, also where that ends with a picture."""
     family = SPECIMENS[name]
     model = family.build()
@@ -360,7 +365,7 @@ def test_compact_positions_over_turns(name):
 
     cache, ids = None, torch.empty(1, 0, dtype=torch.long)
     handle = model.get_decoder().register_forward_pre_hook(spy, with_kwargs=True)
-    with UniformGridPruner(keep=1)(model, positions="compact") as pruned, torch.no_grad():
+    with pruner(model, positions="compact") as pruned, torch.no_grad():
         assert pruned.positions == "compact"
         for turn in turns:
             ids = torch.cat([ids, turn.inputs["input_ids"]], 1)
