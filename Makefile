@@ -5,6 +5,8 @@ RUN := .venv/bin
 export OMP_WAIT_POLICY := PASSIVE
 export TRANSFORMERS_VERBOSITY ?= error
 export HF_HUB_OFFLINE ?= 1
+# Two processes, each with a file of tests at a time; the tests are many and hardly use two threads.
+TWICE := -n 2 --dist loadfile
 
 .PHONY: demo app test test-oldest test-triton test-app test-lmms test-vllm lint train train-siglip study
 .PHONY: gpu test-gpu bench bench-check performance figures wheel docs audit sbom soak fuzz fuzz-guided mutants clean
@@ -16,7 +18,7 @@ app: .venv/app/ready
 	PYTHONPATH=.venv/app $(RUN)/gprune app
 
 test: .venv/ready
-	$(RUN)/python -m pytest
+	$(RUN)/python -m pytest $(TWICE)
 	$(RUN)/python -m pytest tests/accelerator
 
 # The web page in a real browser; Chromium comes from the system's packages.
@@ -31,7 +33,7 @@ test-app: .venv/app/ready
 
 # The oldest transformers we support, beside the pinned newest.
 test-oldest: .venv/ready .venv/oldest/ready
-	PYTHONPATH=.venv/oldest $(RUN)/python -m pytest tests/hf
+	PYTHONPATH=.venv/oldest $(RUN)/python -m pytest $(TWICE) tests/hf
 
 .venv/oldest/ready: .venv/ready
 	$(RUN)/pip install --quiet --disable-pip-version-check --no-deps --upgrade \
@@ -62,8 +64,10 @@ test-lmms: .venv/lmms/ready
 
 # vLLM pins its own transformers and more, so its tests have an environment of their own.
 VLLM := .venv-vllm/bin
+# First, so that neither of the two processes is left with them at the end.
+LONGEST := --no-loadscope-reorder $(addprefix tests/serving/test_,server.py proof.py setups.py ray.py)
 test-vllm: .venv-vllm/ready
-	PYTHONPATH=tests/serving/shim $(VLLM)/python -m pytest tests/serving
+	PYTHONPATH=tests/serving/shim $(VLLM)/python -m pytest $(TWICE) $(LONGEST) tests/serving
 
 .venv-vllm/ready: requirements-vllm.lock pyproject.toml
 	$(PYTHON) -m venv .venv-vllm
