@@ -42,6 +42,19 @@ def features(n: int, d: int, shared: float) -> torch.Tensor:
     return result
 
 
+def group(n: int, d: int, shared: float, device: torch.device) -> VisualTokens:
+    """Frames in one raster, with everything that a method may read."""
+    x = features(n, d, shared).to(device)
+    return VisualTokens(
+        x,
+        grid=(n // 128, 128),
+        attention=x[:, 0].softmax(0),
+        object_attention=x[:, -1].softmax(0),
+        keys=x,
+        text=x[:64],
+    )
+
+
 def one(method: str, n: int, d: int, shared: float, device: torch.device = CPU) -> dict[str, Any]:
     """Selects once in this process."""
     import resource  # not on Windows
@@ -52,9 +65,8 @@ def one(method: str, n: int, d: int, shared: float, device: torch.device = CPU) 
         return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
     pruner = make(method, keep=0.25)
-    # Loads what is loaded once.
-    pruner.select(VisualTokens(features(512, d, shared).to(device)))
-    tokens = VisualTokens(features(n, d, shared).to(device), grid=(n // 128, 128))
+    pruner.select(group(512, d, shared, device))  # loads what is loaded once
+    tokens = group(n, d, shared, device)
     synchronize(device)
     before, start = peak(), time.perf_counter()
     pruner.select(tokens)

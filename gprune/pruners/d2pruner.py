@@ -8,8 +8,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from gprune.graph import cosine_similarity
+from gprune import graph
+from gprune.graph import CosineRows, cosine_similarity
 from gprune.pruners.base import Pruner, check_share
+from gprune.pruners.diversity import RowReader
 from gprune.tokens import VisualTokens
 
 
@@ -68,14 +70,13 @@ class D2Pruner(Pruner):
         debiased = torch.where(usual > 0, raster * raster.mean() / usual, 0)
         return debiased.flatten().float()
 
-    def edges(self, tokens: VisualTokens) -> Tensor:
-        """Which tokens are neighbours of which, bool [n, n]; none of itself."""
-        columns = tokens.grid[1] if tokens.grid else len(tokens)
-        index = torch.arange(len(tokens), device=tokens.features.device)
-        apart = (index[:, None] // columns - index // columns).abs()
-        apart = apart + (index[:, None] % columns - index % columns).abs()
-        alike = cosine_similarity(tokens.features) >= self.threshold
-        return ((apart <= 1) | alike).fill_diagonal_(False)
+    def neighbours(self, tokens: VisualTokens) -> tuple[Tensor | Neighbours, bool]:
+        """Which tokens are neighbours, [n, n], and whether that is computed when it is read."""
+        if len(tokens) > graph.WHOLE:
+            return Neighbours(tokens, CosineRows(tokens.features), self.threshold), True
+        similarity = cosine_similarity(tokens.features)
+        every = torch.arange(len(tokens), device=similarity.device)
+        return Neighbours(tokens, similarity, self.threshold)[every], False
 
     def choose(self, tokens: VisualTokens, k: int) -> Tensor:
         importance = self.importance(tokens)
@@ -83,13 +84,36 @@ class D2Pruner(Pruner):
         pivots = min(k, -int(-k * self.pivots // 1))
         kept = torch.zeros(len(tokens), dtype=torch.bool, device=order.device)
         kept[order[:pivots]] = True
-        edges = self.edges(tokens)
+        neighbours = RowReader(*self.neighbours(tokens))
         free = ~kept
         chosen = [order[:pivots]]
         for _ in range(k - pivots):
             free = torch.where(free.any(), free, ~kept)
-            following = importance.masked_fill(~free, -torch.inf).argmax(keepdim=True)
+            merit = importance.masked_fill(~free, -torch.inf)
+            following = merit.argmax(keepdim=True)
             kept = kept.index_fill(0, following, True)
-            free = free & ~edges.index_select(0, following)[0] & ~kept
+            free = free & ~neighbours.row(following, merit) & ~kept
             chosen.append(following)
         return torch.cat(chosen).sort().values
+
+
+class Neighbours:
+    """Which tokens lie beside each other or are alike; rows of a matrix, bool [r, n].
+
+    No token is its own neighbour.
+    """
+
+    def __init__(
+        self, tokens: VisualTokens, similarity: Tensor | CosineRows, threshold: float
+    ) -> None:
+        index = torch.arange(len(tokens), device=tokens.features.device)
+        columns = tokens.grid[1] if tokens.grid else len(tokens)
+        self._place = index // columns, index % columns
+        self._similarity = similarity
+        self._threshold = threshold
+
+    def __getitem__(self, rows: Tensor, /) -> Tensor:
+        down, across = ((x[rows].unsqueeze(1) - x).abs_() for x in self._place)
+        near = down.add_(across) <= 1
+        near |= self._similarity[rows] >= self._threshold
+        return near.scatter_(1, rows.unsqueeze(1), False)

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from gprune.graph import cosine_similarity
+from gprune.graph import UnitRows
 from gprune.pruners.base import Pruner, check_number, check_weight
 from gprune.pruners.baselines import cells_a_line
 from gprune.tokens import VisualTokens
+from gprune.transfer import uploaded
 
 # A sum of variances of cosine similarities below this is rounding.
 ROUNDING = 1e-9
@@ -58,45 +60,51 @@ class HoloV(Pruner):
         check_number("crops", self.crops, 1)
         check_weight("context_weight", self.context_weight)
 
-    def crop_of(self, tokens: VisualTokens) -> Tensor:
-        """The crop of every token, int64 [n]."""
+    def crops_of(self, tokens: VisualTokens) -> list[Tensor]:
+        """The tokens of each crop, ascending, int64 [m], on the host."""
         rows, columns = tokens.grid or (1, len(tokens))
         bands = cells_a_line(rows, columns, min(self.crops, len(tokens)))
-        crop = torch.empty(rows, columns, dtype=torch.long)
-        number = 0
+        place = torch.arange(len(tokens)).view(rows, columns)
+        crops = []
         for band, cells in enumerate(bands):
             top, bottom = band * rows // len(bands), (band + 1) * rows // len(bands)
             for cell in range(cells):
                 left, right = cell * columns // cells, (cell + 1) * columns // cells
-                crop[top:bottom, left:right] = number
-                number += 1
-        return crop.flatten().to(tokens.features.device)
+                crops.append(place[top:bottom, left:right].flatten())
+        return crops
 
-    def score(self, tokens: VisualTokens, inside: Tensor) -> Tensor:
+    def score(self, tokens: VisualTokens, members: Sequence[Tensor], inside: Tensor) -> Tensor:
         """Attention and context of every token, float64 [n].
 
-        ``inside`` is 1 where a crop has a token, float64 [crops, n].
+        Args:
+            tokens: the group.
+            members: the tokens of each crop, ascending, int64 [m].
+            inside: 1 where a crop has a token, float64 [crops, n].
         """
         assert tokens.attention is not None  # by `signals`
-        same = (inside.mT @ inside).fill_diagonal_(0)
-        similarity = cosine_similarity(tokens.features).double()
-        others = same.sum(1).clamp(min=1)
-        mean = (similarity * same).sum(1, keepdim=True) / others[:, None]
-        variance = ((similarity - mean).square() * same).sum(1) / others
         attention = tokens.attention.double()
+        unit = UnitRows(tokens.features)
+        variance = torch.empty_like(attention)
+        for part in members:
+            variance[part] = variance_to_others(unit.similarity(part, part))
         level, spread = inside @ attention, inside @ variance  # sums over each crop
         # Where all tokens of a crop are alike the variance is rounding.
         scale = torch.where(spread > ROUNDING, level / spread, 0)
         return attention + self.context_weight * variance * (scale @ inside)
 
     def choose(self, tokens: VisualTokens, k: int) -> Tensor:
-        crop = self.crop_of(tokens)
-        n, count = len(tokens), min(self.crops, len(tokens))
-        own = torch.arange(n, device=crop.device)
-        inside = torch.zeros(count, n, dtype=torch.float64, device=crop.device)
+        device = tokens.features.device
+        crops = self.crops_of(tokens)
+        n, count = len(tokens), len(crops)
+        by_crop = uploaded(torch.cat(crops), device)
+        number = uploaded([index for index, part in enumerate(crops) for _ in part], device)
+        crop = torch.empty_like(number).index_copy_(0, by_crop, number)
+        own = torch.arange(n, device=device)
+        inside = torch.zeros(count, n, dtype=torch.float64, device=device)
         inside[crop, own] = 1
         size = inside.sum(1)
-        score = self.score(tokens, inside)
+        members = torch.split(by_crop, [len(part) for part in crops])
+        score = self.score(tokens, members, inside)
         order = torch.sort(score.float(), descending=True, stable=True).indices
         order = order[torch.sort(crop[order], stable=True).indices]  # by crop, then by score
         starts = (size.cumsum(0) - size).long()
@@ -113,3 +121,12 @@ class HoloV(Pruner):
         beyond = rank - share[crop]
         priority = torch.where(beyond < 0, -1, beyond * count + turn[crop])
         return torch.sort(priority, stable=True).indices[:k].sort().values
+
+
+def variance_to_others(similarity: Tensor) -> Tensor:
+    """The variance of each token's similarities [m, m] with the others, float64 [m]."""
+    others = max(1, len(similarity) - 1)
+    # What is on the diagonal counts for nothing, and rounds.
+    wide = similarity.double().fill_diagonal_(0)
+    mean = wide.sum(1, keepdim=True) / others
+    return (wide - mean).square().fill_diagonal_(0).sum(1) / others

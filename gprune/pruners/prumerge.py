@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from gprune.graph import cosine_similarity
+from gprune.graph import CosineRows
 from gprune.pruners.base import MergingPruner, check_number, check_share, highest, unchosen
 from gprune.pruners.baselines import spread
 from gprune.tokens import VisualTokens
@@ -57,7 +57,7 @@ class PruMerge(MergingPruner):
         assert tokens.keys is not None
         attention = tokens.attention.float()
         kept = self.centres(attention, k)
-        near = cosine_similarity(tokens.keys)[kept]  # [k, n]
+        near = CosineRows(tokens.keys)[kept]  # [k, n]
         near[:, kept] = -2  # kept tokens are no neighbours of each other
         near.scatter_(1, kept[:, None], 2)  # each is its own nearest
         count = 1 + min(self.neighbours, len(tokens) - k)

@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from gprune.graph import cosine_similarity
+from gprune.graph import CosineRows
 from gprune.pruners.base import MergingPruner, check_share, highest, into_kept, unchosen
 from gprune.tokens import VisualTokens
 
@@ -58,5 +58,5 @@ class VisionZip(MergingPruner):
         step = len(rest) // targets
         target = rest[: step * targets : step]
         kept = torch.cat([dominant, target]).sort().values
-        nearest = cosine_similarity(tokens.keys)[:, target].argmax(1)  # the first of several
+        nearest = CosineRows(tokens.keys)[target].argmax(0)  # the first of several
         return kept, into_kept(kept, target[nearest])

@@ -8,9 +8,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from gprune.graph import cosine_similarity, token_norms
+from gprune import graph
+from gprune.graph import CosineRows, cosine_similarity, token_norms
 from gprune.pruners.base import MergingPruner, check_number, check_weight
-from gprune.pruners.diversity import farthest_first
+from gprune.pruners.diversity import RowReader, farthest_first
 from gprune.tokens import VisualTokens
 
 
@@ -56,39 +57,61 @@ class VLMPruner(MergingPruner):
         check_number("pivots", self.pivots, 1)
         check_weight("buffering", self.buffering)
 
-    def apart(self, tokens: VisualTokens) -> Tensor:
-        """The distance in the raster of every pair, float32 [n, n]; 0 where there is no raster."""
-        if tokens.grid is None and tokens.positions is None:
-            return tokens.features.new_zeros(len(tokens), len(tokens), dtype=torch.float32)
-        rows, columns = tokens.coordinates().double().unbind(1)
-        return torch.hypot(rows[:, None] - rows, columns[:, None] - columns).float()
-
     def partition(self, tokens: VisualTokens, k: int) -> tuple[Tensor, Tensor | None]:
-        cosine = cosine_similarity(tokens.features)
-        norms = token_norms(tokens.features)
-        squares = norms.square()[:, None] + norms.square() - 2 * norms[:, None] * norms * cosine
+        many = len(tokens) > graph.WHOLE
+        cosine = CosineRows(tokens.features) if many else cosine_similarity(tokens.features)
         longest = tokens.features.abs().sum(1, dtype=torch.float64).argmax()
-        pivots = farthest_first(squares, longest, min(self.pivots, k))
-        similarity = cosine.clamp(min=0)
-        apart = self.apart(tokens)
+        squares = SquaredDistance(cosine, token_norms(tokens.features))
+        pivots = farthest_first(squares, longest, min(self.pivots, k), ahead=many)
+        apart = RasterDistance(tokens)
+        similar = RowReader(cosine, ahead=many)
         chosen = [pivots]
-        redundancy, far = similarity[pivots].amax(0), apart[pivots].amin(0)
+        redundancy, far = cosine[pivots].amax(0).clamp(min=0), apart[pivots].amin(0)
         free = torch.ones_like(redundancy, dtype=torch.bool).index_fill(0, pivots, False)
         for _ in range(k - len(pivots)):
             waiting = 1 + self.buffering * far / far.amax().clamp(min=1)
             score = (redundancy * waiting).masked_fill(~free, torch.inf)
             following = score.argmin(keepdim=True)
             free = free.index_fill(0, following, False)
-            redundancy = torch.maximum(redundancy, similarity.index_select(0, following)[0])
-            far = torch.minimum(far, apart.index_select(0, following)[0])
+            redundancy = torch.maximum(redundancy, similar.row(following, -score))
+            far = torch.minimum(far, apart[following][0])
             chosen.append(following)
         kept = torch.cat(chosen).sort().values
-        return kept, fusion(similarity, kept) if self.fuse else None
+        return kept, fusion(cosine[kept].clamp(min=0), kept) if self.fuse else None
 
 
-def fusion(similarity: Tensor, kept: Tensor) -> Tensor:
-    """What part each token has in each kept one, float32 [k, n], rows of sum 1."""
-    near = similarity[kept]  # [k, n]
+class SquaredDistance:
+    """Squared L2 distances, from cosines and norms; rows of a matrix, float64 [r, n]."""
+
+    def __init__(self, cosine: Tensor | CosineRows, norms: Tensor) -> None:
+        self._cosine = cosine
+        self._norms = norms
+
+    def __getitem__(self, rows: Tensor, /) -> Tensor:
+        own, norms = self._norms[rows].unsqueeze(-1), self._norms
+        return own.square() + norms.square() - 2 * own * norms * self._cosine[rows]
+
+
+class RasterDistance:
+    """Distances in the raster, 0 where there is none; rows of a matrix, float32 [r, n]."""
+
+    def __init__(self, tokens: VisualTokens) -> None:
+        if tokens.grid is None and tokens.positions is None:
+            place = tokens.features.new_zeros(len(tokens), 2)
+        else:
+            place = tokens.coordinates()
+        self._place = place.double().unbind(1)
+
+    def __getitem__(self, rows: Tensor, /) -> Tensor:
+        down, across = (x[rows].unsqueeze(1) - x for x in self._place)
+        return torch.hypot(down, across).float()
+
+
+def fusion(near: Tensor, kept: Tensor) -> Tensor:
+    """What part each token has in each kept one, float32 [k, n], rows of sum 1.
+
+    ``near`` [k, n] is how similar they are, >= 0.
+    """
     nearest = near.argmax(0, keepdim=True)  # the first of several
     weights = torch.zeros_like(near).scatter_(0, nearest, near.gather(0, nearest))
     weights[:, kept] = torch.eye(len(kept), device=kept.device)

@@ -123,6 +123,38 @@ def test_a_batch_waits_once(device, monkeypatch, name, images):
     assert len(asked) == 1
 
 
+@pytest.mark.parametrize("pruned_before", [True, False])
+@pytest.mark.parametrize("name", [name for name in QUIET if SPECIMENS[name].turns])
+def test_a_step_and_a_picture_in_a_later_turn(device, name, pruned_before):
+    specimen = SPECIMENS[name]
+    model = specimen.build()
+    first, second = (make_batch(specimen, model, [1], seed=seed) for seed in (1, 2))
+    device.model(model)
+    ids = torch.cat([first.inputs["input_ids"], torch.tensor([[7]])], 1)
+    ids = torch.cat([ids, second.inputs["input_ids"]], 1)
+    mask = device.tensor(torch.ones_like(ids))
+    types = specimen.token_types(ids) if specimen.history else {}
+    start = first.inputs["input_ids"].shape[1]
+    calls = [
+        {key: device.tensor(value) for key, value in batch.inputs.items()}
+        for batch in (first, second)
+    ]
+    calls.insert(1, {"input_ids": device.tensor(ids[:, start : start + 1])})
+    calls[1]["attention_mask"] = mask[:, : start + 1]
+    calls[2] |= {"attention_mask": mask, **{k: device.tensor(v) for k, v in types.items()}}
+    with device.mode, torch.no_grad():
+        cache = None if pruned_before else model(**calls[0]).past_key_values
+        with GPrune(keep=0.25)(model):
+            try:
+                for call in calls if pruned_before else calls[1:]:
+                    output = model(**call, past_key_values=cache)
+                    cache = output.past_key_values
+            finally:
+                checks._queue().clear()
+    assert cache.get_seq_length() == ids.shape[1] > cache.get_query_offset()
+    assert output.logits.device == mask.device
+
+
 def assert_prefill(device, name: str, pruner: Pruner, images: list[int]) -> None:
     """A prefill asks for nothing and is shortened, on the device."""
     specimen = SPECIMENS[name]

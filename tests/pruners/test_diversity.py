@@ -11,7 +11,17 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gprune import DART, DivPrune, GraphCover, RandomPruner, ToDRE, VisualTokens, graph
+from gprune import (
+    DART,
+    D2Pruner,
+    DivPrune,
+    GraphCover,
+    RandomPruner,
+    ToDRE,
+    VisualTokens,
+    VLMPruner,
+    graph,
+)
 from gprune.pruners.diversity import CosineDistance, farthest_first
 
 SIZES = {"n": st.integers(1, 30), "d": st.integers(1, 6), "seed": st.integers(0, 2**31 - 1)}
@@ -208,12 +218,16 @@ def test_tokens_of_zero_norm(method):
     assert method(2).select(VisualTokens(torch.zeros(4, 3))).tolist() == [0, 1]
 
 
-@pytest.mark.parametrize("method", [DivPrune, GraphCover, partial(GraphCover, merge=True), ToDRE])
+@pytest.mark.parametrize(
+    "method",
+    [DivPrune, GraphCover, partial(GraphCover, merge=True), ToDRE, D2Pruner, VLMPruner],
+)
 @pytest.mark.parametrize("grid", [(12, 25), None])
 def test_the_same_without_the_whole_matrix(method, grid, monkeypatch):
     x = features(300, 24, 7).float()
     x[::50] = 0
-    tokens = VisualTokens(x, grid=grid)
+    attention = features(300, 1, 8).float().abs().round(decimals=1).squeeze(1)  # some alike
+    tokens = VisualTokens(x, grid=grid, attention=attention)
     pruner = method(0.2)
     whole = pruner.reduce_groups([tokens])[0]
     monkeypatch.setattr(graph, "WHOLE", 100)
