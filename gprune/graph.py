@@ -59,6 +59,18 @@ def cosine_similarity(features: Tensor) -> Tensor:
     return _similarity(UnitRows(features.reshape(-1, features.shape[-1])), features.shape)
 
 
+def mean_similarity(features: Tensor) -> Tensor:
+    """The mean of `cosine_similarity` over all pairs of tokens [n, d], float64 [].
+
+    It is the squared length of the mean of the tokens at unit norm, so that no pair is looked at.
+    """
+    unit = UnitRows(features)
+    total = unit.norms.new_zeros(features.shape[1])
+    for rows in blocks(len(unit)):
+        total += unit[rows].double().sum(0)
+    return (total / len(unit)).square().sum()
+
+
 def _similarity(unit: UnitRows, shape: Sequence[int]) -> Tensor:
     """Similarity [..., n, n] of the tokens of every group of a batch of ``shape`` [..., n, d]."""
     n = shape[-2]

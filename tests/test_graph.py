@@ -16,6 +16,7 @@ from gprune.graph import (
     UnitRows,
     confirmed_copies,
     cosine_similarity,
+    mean_similarity,
     product,
     token_norms,
 )
@@ -35,6 +36,16 @@ def test_cosine_similarity(n):
     assert torch.equal(actual, actual.T)
     assert (actual.diagonal() == 1).all()
     assert actual.abs().max() <= 1
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shared", [0, 30])
+def test_mean_similarity(dtype, shared):
+    x = (features(BLOCK + 5, 24) + shared).to(dtype)
+    x[::50] = 0
+    expected = cosine_similarity(x).double().mean()
+    assert mean_similarity(x).dtype == torch.float64
+    assert (mean_similarity(x) - expected).abs() < 1e-7
 
 
 @pytest.mark.parametrize("scale", [1e-42, 1e-30, 1.0, 1e30, 3e37])

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from gprune import graph
-from gprune.graph import CosineRows, blocks, cosine_similarity
+from gprune.graph import BLOCK, CosineRows, blocks, cosine_similarity, mean_similarity
 from gprune.pruners.base import MergingPruner
 from gprune.pruners.diversity import farthest_first
 from gprune.tokens import VisualTokens
@@ -75,7 +75,7 @@ class GraphCover(MergingPruner):
         zero = distance.diagonal().clone()  # 1 for tokens of zero norm
         distance.addr_(zero, zero, alpha=-1)
         placed = self.placed(tokens)
-        distance /= feature_scale(row_sums(distance).sum() / distance.numel(), placed)
+        distance /= feature_scale(mean_distance(tokens.features, zero), placed)
         if not placed:
             return distance
         places = Places(tokens.coordinates())
@@ -87,10 +87,14 @@ class GraphCover(MergingPruner):
         """Whether it matters where these tokens lie."""
         return self.place != 0 and not (tokens.grid is None and tokens.positions is None)
 
+    def rows(self, tokens: VisualTokens) -> JointRows:
+        """What gives rows of `distance`."""
+        return JointRows(tokens, self.place if self.placed(tokens) else 0.0)
+
     def joint(self, tokens: VisualTokens) -> tuple[Tensor | JointRows, Tensor]:
         """D² of every pair, or what gives its rows, and its sum for every token, float64 [n]."""
         if len(tokens) > graph.WHOLE:
-            rows = JointRows(tokens, self.place if self.placed(tokens) else 0.0)
+            rows = self.rows(tokens)
             return rows, rows.sums()
         distance = self.distance(tokens)
         return distance, row_sums(distance)
@@ -119,6 +123,15 @@ def into_nearest(distance: Tensor | JointRows, kept: Tensor) -> Tensor:
     )
     members[kept] = torch.arange(len(kept), device=kept.device)  # a copy stays out of its twin
     return members
+
+
+def mean_distance(features: Tensor, zero: Tensor) -> Tensor:
+    """The mean cosine distance of all pairs of tokens [n, d], float64 [].
+
+    ``zero`` [n] is 1 for tokens of zero norm, which are alike.
+    """
+    mean = 1 - mean_similarity(features) - zero.double().mean().square()
+    return mean.clamp(min=0)
 
 
 def say(mean: Tensor) -> Tensor:
@@ -156,18 +169,14 @@ class Places:
     def __init__(self, points: Tensor) -> None:
         self.points = points.double()
         self.length = self.points.square().sum(1)
-        total = self.length.new_zeros(())
-        for rows in blocks(len(points)):
-            total += self._squared(rows).sum()
-        self.mean = (total / len(points) ** 2).clamp(min=1e-12)
+        # Over all pairs it is twice what it is between tokens and their mean.
+        spread = (self.points - self.points.mean(0)).square().sum(1).mean()
+        self.mean = (2 * spread).clamp(min=1e-12)
 
     def __getitem__(self, rows: Tensor | slice, /) -> Tensor:
-        return self._squared(rows).div_(self.mean).float()
-
-    def _squared(self, rows: Tensor | slice) -> Tensor:
         squared = (self.points[rows] @ self.points.mT).mul_(-2)
         squared += self.length[rows].unsqueeze(-1) + self.length
-        return squared.clamp_(min=0)
+        return squared.clamp_(min=0).div_(self.mean).float()
 
 
 class JointRows:
@@ -182,20 +191,15 @@ class JointRows:
         self.zero = 1 - self.similarity.diagonal()
         self.place = place
         self.places = Places(tokens.coordinates()) if place else None
-        cosine = tokens.features.new_zeros((), dtype=torch.float64)
-        for rows, similarity in self.similarity.blocks():
-            cosine += self._different(rows, similarity).sum(dtype=torch.float64)
-        self.scale = feature_scale(cosine / len(tokens) ** 2, self.places is not None)
+        mean = mean_distance(tokens.features, self.zero)
+        self.scale = feature_scale(mean, self.places is not None)
 
     def __getitem__(self, rows: Tensor, /) -> Tensor:
         return self._joint(rows, self.similarity[rows])
 
-    def _different(self, rows: Tensor, similarity: Tensor) -> Tensor:
-        """Cosine distance of the tokens ``rows`` from all, of whom those of zero norm are alike."""
-        return 1 - similarity - self.zero[rows].unsqueeze(-1) * self.zero
-
     def _joint(self, rows: Tensor, similarity: Tensor) -> Tensor:
-        distance = self._different(rows, similarity) / self.scale
+        different = 1 - similarity - self.zero[rows].unsqueeze(-1) * self.zero
+        distance = different / self.scale
         if self.places is None:
             return distance
         return distance + self.place * self.places[rows]
@@ -210,8 +214,12 @@ class JointRows:
 
     def nearest(self, kept: Tensor) -> Tensor:
         """For every token the position in ``kept`` [k] of the nearest, the first of several."""
-        parts = [
-            self._joint(rows, similarity)[:, kept].argmin(1)
-            for rows, similarity in self.similarity.blocks()
-        ]
-        return torch.cat(parts)
+        best = self.zero.new_full(self.zero.shape, torch.inf)
+        member = torch.zeros_like(best, dtype=torch.long)
+        for start, some in zip(range(0, len(kept), BLOCK), torch.split(kept, BLOCK), strict=True):
+            distance = self[some]  # as symmetric as the whole
+            first = distance.argmin(0, keepdim=True)
+            nearest = distance.gather(0, first)[0]
+            member = torch.where(nearest < best, start + first[0], member)
+            best = torch.minimum(best, nearest)
+        return member

@@ -73,5 +73,4 @@ class WeightedGPrune(GPrune):
 
     def ranked(self, tokens: VisualTokens, scores: Tensor, k: int) -> tuple[Tensor, Tensor | None]:
         kept = highest(scores, k)
-        distance, _ = GraphCover(k).joint(tokens)
-        return kept, into_nearest(distance, kept)
+        return kept, into_nearest(GraphCover(k).rows(tokens), kept)
