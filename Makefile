@@ -111,6 +111,7 @@ study: .venv/ready
 bench: .venv/ready
 	$(RUN)/python benchmarks/selection.py --out benchmarks/results/selection.json
 	$(RUN)/python benchmarks/long_video.py --out benchmarks/results/long_video.json
+	$(RUN)/python benchmarks/every_method.py --out benchmarks/results/every_method.json
 	$(RUN)/python benchmarks/prefill.py --out benchmarks/results/prefill.json
 	$(RUN)/python benchmarks/tiny_accuracy.py
 	$(RUN)/python benchmarks/leaderboard.py

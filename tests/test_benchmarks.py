@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from gprune import VisualTokens
+from gprune.pruners import group_methods
 from gprune.tinyvlm import load, make_scene
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
@@ -80,6 +81,18 @@ def test_long_video(script):
     row = script("long_video").one("gprune", 1280, 16, 0.0)
     assert row["seconds"] > 0
     assert row["bytes_of_input"] == 1280 * 16 * 4
+
+
+def test_every_method(script, tmp_path, monkeypatch):
+    every = script("every_method")
+    monkeypatch.setattr(every, "LONG", 768)
+    monkeypatch.setattr(every, "LONG_WIDTH", 8)
+    assert every.once("gprune", 120)["n"] == 768
+    assert every.once("gprune", 0.01) is None
+    monkeypatch.setattr(every, "once", lambda name, patience: None)
+    every.main("64", 16, 1, 1.0, tmp_path / "out.json")
+    result = json.loads((tmp_path / "out.json").read_text())
+    assert {row["method"] for row in result["rows"]} == set(group_methods())
 
 
 def test_performance_page_is_what_the_results_say(script, tmp_path, monkeypatch):

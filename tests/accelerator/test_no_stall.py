@@ -14,7 +14,10 @@ from tests.hf.models import SPECIMENS
 
 GROUPS = [name for name in methods() if make(name, keep=0.3).scope == "group"]
 # Methods that do otherwise where a matrix of all pairs would be too large.
-LONG = ["gprune", "graph_cover", "weighted_cover", "divprune", "todre", "dart", "tome", "cdpruner"]
+LONG = [
+    *("gprune", "graph_cover", "weighted_cover", "weighted_gprune", "divprune", "todre", "dart"),
+    *("tome", "cdpruner", "d2pruner", "vlm_pruner", "visionzip", "prumerge", "holov"),
+]
 # Those that have to wait, since how many tokens there are has to be known on the host: the text's
 # length is read once a row, inside the language model the prompt's parts are, and how a video's
 # budget is dealt out depends on its values.
