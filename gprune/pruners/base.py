@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from gprune.budget import Budget, Keep, Shares, budgets, check_rule, kept_count
+from gprune.graph import blocks
 from gprune.tokens import SIGNALS, VisualTokens
 
 if TYPE_CHECKING:
@@ -366,12 +367,29 @@ def merged(features: Tensor, members: Tensor, k: int) -> Tensor:
     """
     if members.is_floating_point():
         return (members.float() @ features.float()).to(features.dtype)
-    wide = features.float()
+    # Adding by index takes O(nd) in place of O(knd), but has no fixed order on a GPU. Shares come
+    # before sums in both: the sum of a few huge features has no place in float32.
+    means = added if features.device.type == "cpu" else multiplied
+    return means(features.float(), members, k).to(features.dtype)
+
+
+def multiplied(features: Tensor, members: Tensor, k: int) -> Tensor:
+    """`merged` as a product with a matrix of shares; float32 [k, d]."""
     means = []
     # Some at a time, so that the matrix takes no more than 256 MB however many tokens there are.
     for some in torch.split(torch.arange(k, device=members.device), -(-ENTRIES // len(features))):
-        # A product with a matrix of ones and zeros: adding by index has no fixed order on a GPU.
         matrix = (members == some[:, None]).float()  # [some of k, n]
-        # Shares before the product: the sum of a few huge features has no place in float32.
-        means.append((matrix / matrix.sum(1, keepdim=True)) @ wide)
-    return torch.cat(means).to(features.dtype)
+        means.append((matrix / matrix.sum(1, keepdim=True)) @ features)
+    return torch.cat(means)
+
+
+def added(features: Tensor, members: Tensor, k: int) -> Tensor:
+    """`merged` by adding each feature to its mean; float32 [k, d]."""
+    into = members.clamp(min=0)
+    alone = members < 0
+    counts = into.bincount((~alone).double(), minlength=k)
+    share = (1 / counts)[into].masked_fill_(alone, 0).float().unsqueeze(1)
+    means = features.new_zeros(k, features.shape[1])
+    for rows in blocks(len(features)):
+        means.index_add_(0, into[rows], features[rows] * share[rows])
+    return means

@@ -121,18 +121,34 @@ def test_a_method_that_drops_leaves_features_alone():
     assert torch.equal(means, x[kept])
 
 
-@pytest.mark.parametrize("pruner", [ToMe(0.3), AveragePooling(0.3)])
-def test_merging_some_at_a_time_changes_nothing(pruner, monkeypatch):
+def test_merging_some_at_a_time_changes_nothing(monkeypatch):
     x = torch.randn(120, 9, generator=torch.Generator().manual_seed(4))
-    kept, means = pruner.reduce(VisualTokens(x, grid=(10, 12)))
+    members = torch.arange(120) % 36
+    means = base.multiplied(x, members, 36)
     monkeypatch.setattr(base, "ENTRIES", 1000)
-    some_kept, some_means = pruner.reduce(VisualTokens(x, grid=(10, 12)))
-    assert torch.equal(some_kept, kept)
-    assert torch.allclose(some_means, means, rtol=1e-6)
+    assert torch.allclose(base.multiplied(x, members, 36), means, rtol=1e-6)
 
 
-def test_means_of_huge_features_are_finite():
+@pytest.mark.parametrize("means_of", [base.added, base.multiplied])
+@given(n=st.integers(1, 1200), k=st.integers(1, 40), seed=st.integers(0, 2**31 - 1))
+@settings(deadline=None, max_examples=30)
+def test_means_of_members(means_of, n, k, seed):
+    k = min(k, n)
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(n, 7, generator=generator)
+    members = torch.randint(-1, k, (n,), generator=generator)
+    members[torch.randperm(n, generator=generator)[:k]] = torch.arange(k)
+    means = means_of(x, members, k)
+    for index, mean in enumerate(means):
+        own = x[members == index]
+        expected = own.double().mean(0)
+        assert torch.equal(mean, own[0]) if len(own) == 1 else (mean - expected).abs().max() < 1e-6
+
+
+@pytest.mark.parametrize("means_of", [base.added, base.multiplied])
+def test_means_of_huge_features_are_finite(means_of):
     """Their sum has no place in float32; their mean has."""
-    tokens = VisualTokens(torch.full((6, 3), 3e38))
-    _, features = ToMe(keep=1).reduce(tokens)
-    torch.testing.assert_close(features, torch.full((1, 3), 3e38))
+    huge = torch.full((6, 3), 3e38)
+    torch.testing.assert_close(means_of(huge, torch.zeros(6, dtype=torch.long), 1), huge[:1])
+    _, features = ToMe(keep=1).reduce(VisualTokens(huge))
+    torch.testing.assert_close(features, huge[:1])
