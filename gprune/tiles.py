@@ -52,8 +52,9 @@ STORED = 5 * 2**26
 WIDE = 2**24
 # Weights that take as much memory as a listed edge does while lists are joined or used.
 LISTED = 8
-# Edges of a tile are listed where at most this share of its entries, eight at a time, has any.
-FEW = 1 / 4
+# Edges of a tile are listed where at most this share of its entries is one, as long as at most that
+# share of its entries by eights, which are looked at together, has any.
+FEW, SOME = 1 / 16, 1 / 2
 
 
 def screen_error(d: int) -> float:
@@ -236,10 +237,11 @@ def _few(similarity: Tensor, threshold: float) -> Tensor | None:
     reached = F.pad(reached, (0, -len(reached) % 8))
     eights = reached.view(torch.int64)  # of flags, which are a byte each
     some = eights.nonzero()
-    if len(some) > FEW * len(eights):
+    if len(some) > SOME * len(eights):
         return None
     places = (8 * some + torch.arange(8)).view(-1)
-    return places[reached[places]]
+    places = places[reached[places]]
+    return places if len(places) <= FEW * len(reached) else None
 
 
 def _listed(

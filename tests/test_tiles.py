@@ -110,6 +110,7 @@ def test_panels(screened, monkeypatch):
 
 def test_weights_computed_anew_are_the_same(monkeypatch):
     x = clustered(300, 64)
+    monkeypatch.setattr(tiles, "SOME", -1)  # nothing is listed
     stored = TiledGraph.build(x, 0.5, 0.03)
     monkeypatch.setattr(tiles, "STORED", 1000)
     monkeypatch.setattr(tiles, "WIDE", 500)
@@ -126,8 +127,9 @@ def test_edges_are_listed_where_they_are_few(screened, monkeypatch):
     assert not few.tiles
     assert 2 * len(few.listed.rows) + 400 == few.degree.sum()
     assert few.first_copy[70] == 3
-    # Where most pairs have one, where zero norms might and where not even copies must.
-    for features, threshold in ((x + 4, 0.5), (x, 0.0), (x, 1.0)):
+    # Where most pairs have one, or many in a row, where zero norms might and where copies need not.
+    runs = torch.eye(3).repeat_interleave(130, 0)
+    for features, threshold in ((x + 4, 0.5), (runs, 0.5), (x, 0.0), (x, 1.0)):
         graph = TiledGraph.build(features, threshold, 0.03)
         assert graph.tiles
         assert not len(graph.listed.rows)
