@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Annotated, Any
@@ -29,19 +28,10 @@ LONG, LONG_WIDTH = 16384, 1024
 
 def once(method: str, patience: float) -> dict[str, Any] | None:
     """Time and memory among `LONG` tokens; None where that takes too long."""
-    command = [sys.executable, long_video.__file__, "--method", method, "--case", f"{LONG},0"]
     try:
-        done = subprocess.run(
-            [*command, "--width", str(LONG_WIDTH)],
-            check=True,
-            capture_output=True,
-            text=True,
-            timeout=patience,
-        )
+        return long_video.apart(method, LONG, LONG_WIDTH, 0.0, patience=patience)
     except subprocess.TimeoutExpired:
         return None
-    row: dict[str, Any] = json.loads(done.stdout)
-    return row
 
 
 def main(

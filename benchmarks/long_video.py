@@ -20,7 +20,7 @@ from rich.progress import track
 from rich.table import Table
 
 from gprune import VisualTokens, make
-from gprune.evaluation.bench import machine
+from gprune.evaluation.bench import machine, with_signals
 from gprune.evaluation.timing import synchronize
 
 CPU = torch.device("cpu")
@@ -43,16 +43,8 @@ def features(n: int, d: int, shared: float) -> torch.Tensor:
 
 
 def group(n: int, d: int, shared: float, device: torch.device) -> VisualTokens:
-    """Frames in one raster, with everything that a method may read."""
-    x = features(n, d, shared).to(device)
-    return VisualTokens(
-        x,
-        grid=(n // 128, 128),
-        attention=x[:, 0].softmax(0),
-        object_attention=x[:, -1].softmax(0),
-        keys=x,
-        text=x[:64],
-    )
+    """Frames in one raster."""
+    return with_signals(features(n, d, shared).to(device), (n // 128, 128))
 
 
 def one(method: str, n: int, d: int, shared: float, device: torch.device = CPU) -> dict[str, Any]:
@@ -83,6 +75,21 @@ def one(method: str, n: int, d: int, shared: float, device: torch.device = CPU) 
     }
 
 
+def apart(
+    method: str, n: int, d: int, shared: float, device: str = "cpu", patience: float | None = None
+) -> dict[str, Any]:
+    """`one` in a process of its own.
+
+    Raises:
+        subprocess.TimeoutExpired: it takes more than ``patience`` seconds.
+    """
+    command = [sys.executable, __file__, "--method", method, "--width", str(d)]
+    command += ["--device", device, "--case", f"{n},{shared}"]
+    done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=patience)
+    row: dict[str, Any] = json.loads(done.stdout)
+    return row
+
+
 def main(
     method: Annotated[str, typer.Option(help="See gprune methods.")] = "gprune",
     width: Annotated[int, typer.Option(help="Width of the features.")] = 1024,
@@ -97,12 +104,10 @@ def main(
         return
     place = torch.device(device)
     start = time.perf_counter()
-    rows = []
-    for n, shared in track(CASES, "timing long videos", transient=True):
-        command = [sys.executable, __file__, "--method", method, "--width", str(width)]
-        command += ["--device", device, "--case", f"{n},{shared}"]
-        done = subprocess.run(command, check=True, capture_output=True, text=True)
-        rows.append(json.loads(done.stdout))
+    rows = [
+        apart(method, n, width, shared, device)
+        for n, shared in track(CASES, "timing long videos", transient=True)
+    ]
     table = Table("tokens", "shared", "seconds", "GiB beyond the input", title=machine(place))
     for row in rows:
         beyond = row["bytes_beyond_input"] / 2**30

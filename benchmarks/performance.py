@@ -228,13 +228,13 @@ def methods(name: str, result: Row) -> list[str]:
     cells = []
     for row in result["rows"]:
         time, long = row["milliseconds"], row["long"]
-        once = ("", "") if long is None else (long["seconds"], long["bytes_beyond_input"] / 2**30)
+        once = [] if long is None else [long["seconds"], long["bytes_beyond_input"] / 2**30]
         cells.append(
             (
                 row["method"],
                 *(f"{time[n]:.1f}" for n in product),
                 *(f"{time[n] / product[n]:.2f}" for n in product),
-                *(value if value == "" else f"{value:.1f}" for value in once),
+                *([f"{value:.1f}" for value in once] or ("", "")),
             )
         )
     header = ", ".join(

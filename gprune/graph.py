@@ -59,13 +59,12 @@ def cosine_similarity(features: Tensor) -> Tensor:
     return _similarity(UnitRows(features.reshape(-1, features.shape[-1])), features.shape)
 
 
-def mean_similarity(features: Tensor) -> Tensor:
-    """The mean of `cosine_similarity` over all pairs of tokens [n, d], float64 [].
+def mean_similarity(unit: UnitRows) -> Tensor:
+    """The mean of `cosine_similarity` over all pairs of tokens, float64 [].
 
     It is the squared length of the mean of the tokens at unit norm, so that no pair is looked at.
     """
-    unit = UnitRows(features)
-    total = unit.norms.new_zeros(features.shape[1])
+    total = unit.norms.new_zeros(unit.features.shape[1])
     for rows in blocks(len(unit)):
         total += unit[rows].double().sum(0)
     return (total / len(unit)).square().sum()
@@ -217,10 +216,13 @@ class CosineRows:
     """`cosine_similarity` row by row, for more tokens than there is memory for the whole matrix.
 
     Indexed by a token [] or tokens [r] it gives float32 [n] or [r, n], the entries of the matrix.
+
+    Attributes:
+        unit: the tokens at unit norm.
     """
 
     def __init__(self, features: Tensor) -> None:
-        unit = UnitRows(features)
+        self.unit = unit = UnitRows(features)
         self._count = len(unit)
         self._alive = (unit.norms > 0).float()
         self._length = unit.length

@@ -234,7 +234,8 @@ def _few(similarity: Tensor, threshold: float) -> Tensor | None:
         # thresholds no token of zero norm has an edge and all copies do.
         return None
     reached = (similarity >= threshold).view(-1)
-    reached = F.pad(reached, (0, -len(reached) % 8))
+    missing = -len(reached) % 8
+    reached = F.pad(reached, (0, missing)) if missing else reached
     eights = reached.view(torch.int64)  # of flags, which are a byte each
     some = eights.nonzero()
     if len(some) > SOME * len(eights):

@@ -52,6 +52,18 @@ def clustered(n: int, d: int, seed: int = 0) -> Tensor:
     return centres[which] + 0.7 * torch.randn(n, d, generator=generator)
 
 
+def with_signals(features: Tensor, grid: tuple[int, int] | None) -> VisualTokens:
+    """A group of these features [n, d], with everything that a method may read."""
+    return VisualTokens(
+        features,
+        grid=grid,
+        attention=features[:, 0].softmax(0),
+        object_attention=features[:, -1].softmax(0),
+        keys=features,
+        text=features[:TEXT_TOKENS],
+    )
+
+
 def matrix_power_form(features: Tensor, pruner: GPrune) -> Tensor:
     """G-Prune written the direct way: the indices that it keeps, ascending.
 
@@ -127,14 +139,7 @@ def selection_times(
     features += shared * torch.randn(d, generator=torch.Generator().manual_seed(1))
     features = features.to(place, dtype)
     side = int(n**0.5)
-    tokens = VisualTokens(
-        features,
-        grid=(side, n // side) if side * (n // side) == n else None,
-        attention=features[:, 0].softmax(0),
-        object_attention=features[:, -1].softmax(0),
-        keys=features,
-        text=features[:TEXT_TOKENS],
-    )
+    tokens = with_signals(features, (side, n // side) if side * (n // side) == n else None)
     pruner = GPrune(0.36)
     chosen = matrix_power_form(features, pruner)
     forms = {"gprune": pruner}

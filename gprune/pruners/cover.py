@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from gprune import graph
-from gprune.graph import BLOCK, CosineRows, blocks, cosine_similarity, mean_similarity
+from gprune.graph import BLOCK, CosineRows, UnitRows, _similarity, blocks, mean_similarity
 from gprune.pruners.base import MergingPruner
 from gprune.pruners.diversity import farthest_first
 from gprune.tokens import VisualTokens
@@ -71,11 +71,12 @@ class GraphCover(MergingPruner):
     def distance(self, tokens: VisualTokens) -> Tensor:
         """D² of every pair, float32 [n, n]."""
         # Unit vectors: ‖u − u'‖² = 2 − 2 cos. In place: memory for n by n is what costs.
-        distance = cosine_similarity(tokens.features).neg_().add_(1)
+        unit = UnitRows(tokens.features)
+        distance = _similarity(unit, unit.features.shape).neg_().add_(1)
         zero = distance.diagonal().clone()  # 1 for tokens of zero norm
         distance.addr_(zero, zero, alpha=-1)
         placed = self.placed(tokens)
-        distance /= feature_scale(mean_distance(tokens.features, zero), placed)
+        distance /= feature_scale(mean_distance(unit, zero), placed)
         if not placed:
             return distance
         places = Places(tokens.coordinates())
@@ -125,12 +126,12 @@ def into_nearest(distance: Tensor | JointRows, kept: Tensor) -> Tensor:
     return members
 
 
-def mean_distance(features: Tensor, zero: Tensor) -> Tensor:
-    """The mean cosine distance of all pairs of tokens [n, d], float64 [].
+def mean_distance(unit: UnitRows, zero: Tensor) -> Tensor:
+    """The mean cosine distance of all pairs of tokens, float64 [].
 
     ``zero`` [n] is 1 for tokens of zero norm, which are alike.
     """
-    mean = 1 - mean_similarity(features) - zero.double().mean().square()
+    mean = 1 - mean_similarity(unit) - zero.double().mean().square()
     return mean.clamp(min=0)
 
 
@@ -191,7 +192,7 @@ class JointRows:
         self.zero = 1 - self.similarity.diagonal()
         self.place = place
         self.places = Places(tokens.coordinates()) if place else None
-        mean = mean_distance(tokens.features, self.zero)
+        mean = mean_distance(self.similarity.unit, self.zero)
         self.scale = feature_scale(mean, self.places is not None)
 
     def __getitem__(self, rows: Tensor, /) -> Tensor:

@@ -70,13 +70,13 @@ class D2Pruner(Pruner):
         debiased = torch.where(usual > 0, raster * raster.mean() / usual, 0)
         return debiased.flatten().float()
 
-    def neighbours(self, tokens: VisualTokens) -> tuple[Tensor | Neighbours, bool]:
-        """Which tokens are neighbours, [n, n], and whether that is computed when it is read."""
+    def neighbours(self, tokens: VisualTokens) -> Tensor | Neighbours:
+        """Which tokens are neighbours, bool [n, n], or what gives its rows."""
         if len(tokens) > graph.WHOLE:
-            return Neighbours(tokens, CosineRows(tokens.features), self.threshold), True
+            return Neighbours(tokens, CosineRows(tokens.features), self.threshold)
         similarity = cosine_similarity(tokens.features)
         every = torch.arange(len(tokens), device=similarity.device)
-        return Neighbours(tokens, similarity, self.threshold)[every], False
+        return Neighbours(tokens, similarity, self.threshold)[every]
 
     def choose(self, tokens: VisualTokens, k: int) -> Tensor:
         importance = self.importance(tokens)
@@ -84,7 +84,8 @@ class D2Pruner(Pruner):
         pivots = min(k, -int(-k * self.pivots // 1))
         kept = torch.zeros(len(tokens), dtype=torch.bool, device=order.device)
         kept[order[:pivots]] = True
-        neighbours = RowReader(*self.neighbours(tokens))
+        neighbours = self.neighbours(tokens)
+        rows = RowReader(neighbours, ahead=not isinstance(neighbours, Tensor))
         free = ~kept
         chosen = [order[:pivots]]
         for _ in range(k - pivots):
@@ -92,7 +93,7 @@ class D2Pruner(Pruner):
             merit = importance.masked_fill(~free, -torch.inf)
             following = merit.argmax(keepdim=True)
             kept = kept.index_fill(0, following, True)
-            free = free & ~neighbours.row(following, merit) & ~kept
+            free = free & ~rows.row(following, merit) & ~kept
             chosen.append(following)
         return torch.cat(chosen).sort().values
 

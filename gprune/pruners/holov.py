@@ -96,15 +96,15 @@ class HoloV(Pruner):
         device = tokens.features.device
         crops = self.crops_of(tokens)
         n, count = len(tokens), len(crops)
+        sizes = [len(part) for part in crops]
         by_crop = uploaded(torch.cat(crops), device)
-        number = uploaded([index for index, part in enumerate(crops) for _ in part], device)
+        number = uploaded([i for i, length in enumerate(sizes) for _ in range(length)], device)
         crop = torch.empty_like(number).index_copy_(0, by_crop, number)
         own = torch.arange(n, device=device)
         inside = torch.zeros(count, n, dtype=torch.float64, device=device)
         inside[crop, own] = 1
         size = inside.sum(1)
-        members = torch.split(by_crop, [len(part) for part in crops])
-        score = self.score(tokens, members, inside)
+        score = self.score(tokens, torch.split(by_crop, sizes), inside)
         order = torch.sort(score.float(), descending=True, stable=True).indices
         order = order[torch.sort(crop[order], stable=True).indices]  # by crop, then by score
         starts = (size.cumsum(0) - size).long()
