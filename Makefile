@@ -42,9 +42,9 @@ test-oldest: .venv/ready .venv/oldest/ready
 
 # The GPU's kernels: run by Triton's interpreter on the CPU, and compiled for GPUs.
 test-triton: .venv/triton/ready
-	PYTHONPATH=.venv/triton TRITON_INTERPRET=1 $(RUN)/python -m pytest tests/kernels/test_kernels.py
+	PYTHONPATH=.venv/triton TRITON_INTERPRET=1 $(RUN)/python -m pytest tests/graph/kernels/test_kernels.py
 	PYTHONPATH=.venv/triton TRITON_CACHE_DIR=.venv/triton/cache \
-		$(RUN)/python -m pytest tests/kernels/test_compiling.py
+		$(RUN)/python -m pytest tests/graph/kernels/test_compiling.py
 
 .venv/triton/ready: requirements-triton.lock .venv/ready
 	$(RUN)/pip install --quiet --disable-pip-version-check --no-deps --upgrade \
@@ -53,7 +53,7 @@ test-triton: .venv/triton/ready
 
 # lmms-eval's own command on the tiny VLM, in an environment of its own (2.6 GB).
 test-lmms: .venv/lmms/ready
-	PYTHONPATH=tests/lmms/torchvision_cpu .venv/lmms/bin/python -m pytest tests/lmms
+	PYTHONPATH=tests/evaluation/lmms/torchvision_cpu .venv/lmms/bin/python -m pytest tests/evaluation/lmms
 
 .venv/lmms/ready: requirements.lock requirements-lmms.lock pyproject.toml
 	$(PYTHON) -m venv .venv/lmms
@@ -65,7 +65,8 @@ test-lmms: .venv/lmms/ready
 # vLLM pins its own transformers and more, so its tests have an environment of their own.
 VLLM := .venv-vllm/bin
 # First, so that neither of the two processes is left with them at the end.
-LONGEST := --no-loadscope-reorder $(addprefix tests/serving/test_,server.py proof.py setups.py ray.py)
+LONGEST := --no-loadscope-reorder tests/serving/vllm/test_server.py \
+	tests/serving/vllm/test_proof.py tests/serving/vllm/test_setups.py tests/serving/test_ray.py
 test-vllm: .venv-vllm/ready
 	PYTHONPATH=tests/serving/shim $(VLLM)/python -m pytest $(TWICE) $(LONGEST) tests/serving
 
@@ -82,11 +83,11 @@ lint: .venv/ready
 
 # Trains the tiny VLM from scratch (hours on a CPU; a killed run resumes) into runs/tiny.
 train: .venv/ready
-	$(RUN)/python -m gprune.tinyvlm.train --out runs/tiny --seed 0
+	$(RUN)/python -m gprune.training.train --out runs/tiny --seed 0
 
 # The second shipped model: a tower without CLS under the first one's language model.
 train-siglip: .venv/ready
-	$(RUN)/python -m gprune.tinyvlm.train --out runs/siglip --seed 1 --tower siglip \
+	$(RUN)/python -m gprune.training.train --out runs/siglip --seed 1 --tower siglip \
 		--language tinyvlm --patch-steps 3600 --answer-steps 1600 --answer-rate 5e-4
 
 # Towers taught otherwise and from other seeds, for docs/models.md: each half an hour on two cores, and a
@@ -99,7 +100,7 @@ STUDIED := $(STUDIED),weighted_gprune
 study: .venv/ready
 	for model in $(STUDY); do \
 		case $$model in patches-*) answers=400;; *) answers=800;; esac; \
-		$(RUN)/python -m gprune.tinyvlm.train --out runs/$$model --objective $${model%-*} \
+		$(RUN)/python -m gprune.training.train --out runs/$$model --objective $${model%-*} \
 			--seed $${model#*-} --language tinyvlm --attention products \
 			--patch-steps 2400 --answer-steps $$answers && \
 		$(RUN)/python benchmarks/tiny_accuracy.py --checkpoint runs/$$model/checkpoint \

@@ -18,7 +18,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from gprune import tiles
+from gprune.graph import tiled
 
 RESULTS = Path(__file__).parent / "results"
 SIZES = (576, 2304)
@@ -30,7 +30,7 @@ def selections(repeats: int) -> list[tuple[str, float, float]]:
 
     Committed on a machine that has units for bfloat16 or none, as this one.
     """
-    kind = "selection" if tiles.has_bfloat16(torch.device("cpu")) else "selection_avx2"
+    kind = "selection" if tiled.has_bfloat16(torch.device("cpu")) else "selection_avx2"
     committed = json.loads((RESULTS / f"{kind}.json").read_text())["rows"]
     pairs = []
     for case in selection.cases():

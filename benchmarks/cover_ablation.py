@@ -31,11 +31,11 @@ from gprune import (
     WeightedGPrune,
     make,
 )
-from gprune.asking import quiet_transformers
+from gprune.ask.answers import quiet_transformers
 from gprune.pruners.base import MergingPruner
 from gprune.pruners.cover import into_nearest
 from gprune.tinyvlm import load
-from gprune.tinyvlm.accuracy import TYPES, encode, grid_of, held_out, score
+from gprune.training.accuracy import TYPES, encode, grid_of, held_out, score
 
 # The seed of the scenes on which a budget that follows the picture is calibrated.
 OTHERS = 7

@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image
 
 from gprune import GraphCover, Pruner, RandomPruner, make
-from gprune.asking import quiet_transformers
+from gprune.ask.answers import quiet_transformers
 from gprune.evaluation.runner import RANDOM_SEEDS
 from gprune.tinyvlm import load, make_scene
 from gprune.tinyvlm.scenes import TINTS

@@ -12,12 +12,12 @@ import torch
 from PIL import Image
 
 from gprune import make, viz
-from gprune.asking import answer, first_tokens, pictures_of, quiet_transformers
+from gprune.ask.answers import answer, first_tokens, pictures_of, quiet_transformers
 from gprune.pruners.base import standing_for
 from gprune.tinyvlm import load, make_scene, scenes
-from gprune.tinyvlm.accuracy import Sample, encode
-from gprune.tinyvlm.card import LOG
 from gprune.tinyvlm.model import checkpoint_folder
+from gprune.training.accuracy import Sample, encode
+from gprune.training.card import LOG
 
 FOLDER = Path("docs/images")
 SCENE, QUESTION = 11, "background_pattern"

@@ -10,8 +10,8 @@ from PIL import Image, ImageDraw
 
 from gprune import VisualTokens
 from gprune.tinyvlm import make_scene
-from gprune.tinyvlm.accuracy import to_pixels, vision_features
 from gprune.tinyvlm.scenes import FONTS, GRID, IMAGE_SIZE, INK, LETTERS, TINTS, load_font
+from gprune.training.accuracy import to_pixels, vision_features
 
 SQUARE = (IMAGE_SIZE, IMAGE_SIZE)
 

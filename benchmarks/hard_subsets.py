@@ -18,9 +18,9 @@ import typer
 from PIL import Image
 
 from gprune import make
-from gprune.asking import quiet_transformers
+from gprune.ask.answers import quiet_transformers
 from gprune.tinyvlm import load, make_scene
-from gprune.tinyvlm.accuracy import Sample, encode, score
+from gprune.training.accuracy import Sample, encode, score
 
 RESULTS = Path(__file__).parent / "results" / "hard_subsets.json"
 NAMES = (

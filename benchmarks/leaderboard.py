@@ -17,7 +17,7 @@ from tiny_accuracy import BLIND, FULL, MODEL, RESULTS, read_method, read_questio
 from gprune.evaluation.metrics import Tally, mean_tally, tied_ranks
 from gprune.evaluation.report import signed
 from gprune.evaluation.summary import REFERENCE, difference
-from gprune.tinyvlm.card import gate
+from gprune.training.card import gate
 
 PAGE, README = Path("docs/leaderboard.md"), Path("README.md")
 # Between these marks stands what README.md says of the results, at these budgets.

@@ -20,8 +20,8 @@ from rich.progress import track
 from rich.table import Table
 
 from gprune import VisualTokens, make
+from gprune.costs.prefill import synchronize
 from gprune.evaluation.bench import machine, with_signals
-from gprune.evaluation.timing import synchronize
 
 CPU = torch.device("cpu")
 # Tokens, and the weight of what all have in common (see `selection_times`): with 2 nearly every

@@ -70,8 +70,8 @@ TRIED = """What was tried and left out, on a CPU with torch 2.13:
 
 The dense form, in few large launches, and nothing that makes the host wait
 (`tests/accelerator`). `GPrune(keep, backend="triton")` has kernels of our own instead
-(`gprune.kernels`): 16-bit products on tensor cores, the n-by-n weights written once and only where
-there are edges, all images of a batch in one launch sequence, nothing read back by the host.
+(`gprune.graph.triton`): 16-bit products on tensor cores, the n-by-n weights written once and only
+where there are edges, all images of a batch in one launch sequence, nothing read back by the host.
 `make test-triton` shows on a CPU that they keep the same tokens, in Triton's interpreter, and that
 they compile for an A100 and an H100; until a GPU has shown that they are faster they are not the
 default. **While no table here is of a GPU, none was at hand.** Where one is, `make gpu` compares

@@ -26,9 +26,9 @@ from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from gprune import Pruner, VisualTokens, kept_count, make
+from gprune.costs.flops import LanguageModelShape, exact
+from gprune.costs.prefill import synchronize
 from gprune.evaluation.bench import clustered, in_turn, machine, random_model
-from gprune.evaluation.flops import LanguageModelShape, exact
-from gprune.evaluation.timing import synchronize
 
 KEEPS = (1.0, 0.5, 0.36, 0.25, 0.1)
 SIDE, TEXT_TOKENS = 24, 64

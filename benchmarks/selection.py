@@ -19,8 +19,8 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from gprune import tiles
 from gprune.evaluation.bench import machine, selection_times
+from gprune.graph import tiled
 
 CPU = torch.device("cpu")
 # What is timed: the features' dtype, whether tokens are screened in bfloat16 first, where the
@@ -37,7 +37,7 @@ def cases(device: torch.device = CPU) -> list[tuple[str, bool, float]]:
     """The cases that a device has; nothing is screened on a GPU."""
     if device.type != "cpu":
         return [("bfloat16", False, 0.0), ("float32", False, 0.0), ("bfloat16", False, 2.0)]
-    has = tiles.has_bfloat16(device)
+    has = tiled.has_bfloat16(device)
     return [case for case in CASES if has or not case[1]]
 
 
@@ -51,7 +51,7 @@ def measure(
 ) -> dict[str, Any]:
     """One row: `selection_times` of a case."""
     dtype, screened, shared = case
-    without = patch.object(tiles, "has_bfloat16", lambda device: False)
+    without = patch.object(tiled, "has_bfloat16", lambda device: False)
     with nullcontext() if screened else without:
         kind = getattr(torch, dtype)
         row = selection_times(n, width, ["gprune"], repeats, device, kind, shared, kernels)

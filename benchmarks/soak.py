@@ -23,9 +23,9 @@ import typer
 from rich.progress import Progress, TimeElapsedColumn
 
 import gprune
-from gprune.asking import quiet_transformers
+from gprune.ask.answers import quiet_transformers
+from gprune.ask.prompts import prepare
 from gprune.evaluation.bench import machine
-from gprune.prompts import prepare
 from gprune.tinyvlm import load, make_scene
 
 KEEPS = (0.5, 0.25, 0.1, 7)

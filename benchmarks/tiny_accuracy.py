@@ -22,14 +22,15 @@ from rich.console import Console
 from rich.progress import track
 
 from gprune import Pruner, UnsupportedModelError, VisualTokens, methods
-from gprune.asking import quiet_transformers
+from gprune.ask.answers import quiet_transformers
+from gprune.ask.prompts import prepare
 from gprune.cli import parse_keep
 from gprune.evaluation import tasks
 from gprune.evaluation.metrics import Record, Tally
 from gprune.evaluation.runner import Evaluation, Run, runs_of
-from gprune.prompts import prepare
 from gprune.tinyvlm import Question, load
-from gprune.tinyvlm.accuracy import (
+from gprune.tinyvlm.model import folder_of
+from gprune.training.accuracy import (
     TYPES,
     Encoded,
     Sample,
@@ -38,8 +39,7 @@ from gprune.tinyvlm.accuracy import (
     score,
     with_other_pictures,
 )
-from gprune.tinyvlm.card import sums_of
-from gprune.tinyvlm.model import folder_of
+from gprune.training.card import sums_of
 
 RESULTS = Path("benchmarks/results/tiny_accuracy")
 BUDGETS = "0.75,0.5,0.36,0.25,0.11,0.1,0.05"

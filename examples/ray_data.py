@@ -17,7 +17,7 @@ from typing import Annotated, Any
 import typer
 from PIL import Image
 
-from gprune.prompts import prompt_for
+from gprune.ask.prompts import prompt_for
 from gprune.serving.command import overrides
 from gprune.serving.settings import Settings
 

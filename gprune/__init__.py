@@ -5,7 +5,8 @@
 ...     model.generate(**inputs)
 """
 
-from gprune.adaptive import CoverBudget
+from gprune.allocation.cover import CoverBudget
+from gprune.allocation.thumbnail import ThumbnailGuided
 from gprune.budget import kept_count
 from gprune.errors import UnsupportedModelError, UnsupportedVersionError
 from gprune.graph import SimilarityGraph
@@ -45,7 +46,6 @@ from gprune.pruners import (
     make,
     methods,
 )
-from gprune.thumbnail import ThumbnailGuided
 from gprune.tokens import VisualTokens
 
 __version__ = "0.1.0"

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from gprune.budget import KINDS
-from gprune.checks import require_finite
+from gprune.device import require_finite
 
 # What methods can read beside the features: the field that holds it, and what it is.
 SIGNALS = {
@@ -135,7 +135,7 @@ class VisualTokens:
         return self.features.shape[0]
 
     def check_values(self) -> None:
-        """Requires finite values; on an accelerator the report comes later (see `gprune.checks`).
+        """Requires finite values; on an accelerator the report comes later (see `gprune.device`).
 
         Raises:
             ValueError: NaN or infinite values, or some beyond float32's range.

@@ -21,7 +21,7 @@ from torch import Tensor
 
 import gprune
 from gprune import CoverBudget, GPrune, GraphCover, ThumbnailGuided, VisualTokens
-from gprune.prompts import prepare
+from gprune.ask.prompts import prepare
 from gprune.pruners import METHODS
 from gprune.tinyvlm import load, make_scene
 from tests.hf.batches import add_video, make_batch
@@ -135,7 +135,15 @@ def answers() -> Iterator[Record]:
 @torch.no_grad()
 def families() -> Iterator[Record]:
     """Every family's tiny random model, pruned by methods of each kind."""
-    methods = ("gprune", "tome", "weighted_cover", "fastv", "sparsevlm", "downsampling", "visionzip")
+    methods = (
+        "gprune",
+        "tome",
+        "weighted_cover",
+        "fastv",
+        "sparsevlm",
+        "downsampling",
+        "visionzip",
+    )
     for name, specimen in {**SPECIMENS, **EXPERIMENTAL}.items():
         model = specimen.build()
         for method in methods:

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from gprune.budget import kept_count
-from gprune.evaluation.flops import LanguageModelShape, saving
-from gprune.evaluation.timing import synchronize
+from gprune.costs.flops import LanguageModelShape, saving
+from gprune.costs.prefill import synchronize
 from gprune.pruners import GPrune, group_methods, make
 from gprune.tokens import VisualTokens
 

@@ -6,9 +6,9 @@ import torch
 from PIL import Image
 
 from gprune import viz
+from gprune.ask.prompts import prepare
 from gprune.evaluation.runner import Evaluation, Run
 from gprune.evaluation.tasks import Example
-from gprune.prompts import prepare
 
 
 def cases(evaluation: Evaluation, runs: list[Run], each: int = 3) -> list[tuple[str, Image.Image]]:

@@ -13,12 +13,12 @@ from typing import Any
 
 import torch
 
-from gprune.evaluation.flops import LanguageModelShape
-from gprune.evaluation.measure import Cost, measured
+from gprune.ask.prompts import check_template, prepare
+from gprune.costs.flops import LanguageModelShape
+from gprune.costs.generation import Cost, measured
 from gprune.evaluation.metrics import begins_right
 from gprune.evaluation.summary import notes, summary
 from gprune.evaluation.tasks import Example
-from gprune.prompts import check_template, prepare
 from gprune.pruners import Pruner, make
 
 # Random selection is averaged over these seeds.
@@ -83,7 +83,7 @@ class Evaluation:
         settings: what must be the same for that; stored beside the predictions.
         batch: examples at a time.
         max_new_tokens: longest answer.
-        template: of the prompts, see `gprune.prompts.prompt_for`; the model's chat format by
+        template: of the prompts, see `gprune.ask.prompts.prompt_for`; the model's chat format by
             default.
 
     Raises:

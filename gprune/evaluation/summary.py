@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean, median
 from typing import TYPE_CHECKING, Any
 
-from gprune.evaluation.flops import CONVENTIONS, LanguageModelShape, saving
+from gprune.costs.flops import CONVENTIONS, LanguageModelShape, saving
 from gprune.evaluation.metrics import (
     Record,
     Tally,

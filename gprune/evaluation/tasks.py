@@ -10,8 +10,8 @@ from typing import Any
 
 from PIL import Image
 
+from gprune.ask.prompts import open_image
 from gprune.evaluation.metrics import Match, is_right, normalised
-from gprune.prompts import open_image
 
 SHIPPED = ("scenes", "easy_vqa")
 

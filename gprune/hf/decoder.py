@@ -26,7 +26,6 @@ from transformers.models.llama.modeling_llama import rotate_half
 
 from gprune.errors import UnsupportedModelError
 from gprune.hf.cache import Slots, StagedCache, mark_staged
-from gprune.hf.families import Group
 from gprune.hf.hook import (
     ImageChoice,
     PrunedModel,
@@ -37,6 +36,7 @@ from gprune.hf.hook import (
     two_dimensional,
 )
 from gprune.hf.signals import replaced
+from gprune.layouts import Group
 from gprune.pruners.base import merged
 from gprune.pruners.decoder import DecoderPruner, DecoderTokens
 

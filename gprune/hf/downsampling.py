@@ -19,11 +19,11 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from gprune import checks
+from gprune.device import require
 from gprune.errors import UnsupportedModelError
-from gprune.hf.families import SquareTiles, has_pixtral, patches_a_side
 from gprune.hf.hook import EncodedImage, ImageChoice, Plan, PrunedModel, Selection
 from gprune.hf.signals import replaced
+from gprune.layouts import SquareTiles, has_pixtral, patches_a_side
 from gprune.pruners.baselines import spread
 from gprune.pruners.downsampling import Downsampling
 
@@ -122,7 +122,7 @@ class DownsampledModel(PrunedModel):
         cells = self._cells(*group.grid).to(features.device)
         others = torch.arange(len(features) - len(group.rows), device=features.device)
         rows = torch.cat([others, group.rows[cells]])
-        checks.require(
+        require(
             features[rows].isfinite().all() & (features.isfinite().all(1).sum() == len(rows)),
             f"image features were encoded without {self.pruner.name}, or hold NaN or infinite "
             "values; pass pixel_values instead of mm_encoder_outputs",

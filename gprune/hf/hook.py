@@ -20,12 +20,12 @@ import torch
 from torch import Tensor
 from transformers import Cache, PreTrainedModel
 
-from gprune import checks
+from gprune.device import raise_pending, require
 from gprune.errors import UnsupportedModelError
 from gprune.hf.cache import PrunedCache, mark_pruned
-from gprune.hf.families import PIXELS, Family, Group, family_of
 from gprune.hf.signals import VisionSignals, replaced
 from gprune.hf.versions import require_tested_transformers
+from gprune.layouts import PIXELS, Family, Group, family_of
 from gprune.pruners.base import Pruner, assembled, standing_for
 from gprune.pruners.decoder import DecoderPruner
 from gprune.pruners.downsampling import Downsampling
@@ -319,7 +319,7 @@ class PrunedModel:
             self._without_dropped(call, cache, past)
         elif past == 0:
             for modality in self.family.modalities:
-                checks.require(
+                require(
                     (ids != self.family.token_id(self.model, modality)).all(),
                     f"input_ids hold {modality} placeholders but no {modality} came with the call; "
                     f"pass the {modality}s that the prompt names",
@@ -416,7 +416,7 @@ class PrunedModel:
         images = self.family.features(self.model, output)
         lengths = [len(features) for features in images]
         placeholder = ids == self.family.token_id(self.model, modality)
-        checks.require(
+        require(
             placeholder.sum() == sum(lengths),
             f"input_ids have another number of {modality} placeholders than the {len(images)} "
             f"{modality}s have features ({sum(lengths)}); pass those that the prompt names, in its "
@@ -537,7 +537,7 @@ class PrunedModel:
             # new length is a shape, which the host has to know: the one read of a batched prefill.
             keep = keep & mask[:, past:].bool()
             remaining = int(keep.sum(1).max())
-            checks.raise_pending()  # that read has waited for the verdicts too
+            raise_pending()  # that read has waited for the verdicts too
         else:
             remaining = length - sum(selection.dropped_count for selection in selections)
         self.kept_mask = keep
@@ -648,7 +648,7 @@ def rows_of(placeholder: Tensor, lengths: Sequence[int]) -> list[int]:
     if len(placeholder) == 1:
         return [0] * len(lengths)
     counts = placeholder.sum(1).tolist()
-    checks.raise_pending()  # that read has waited for the verdicts too
+    raise_pending()  # that read has waited for the verdicts too
     rows: list[int] = []
     image = 0
     for row, places in enumerate(counts):
@@ -837,7 +837,7 @@ def prune(
             pruned.inside(),
         ):
             yield pruned
-        checks.raise_pending()
+        raise_pending()
     finally:
         before.remove()
         after.remove()

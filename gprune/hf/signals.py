@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from gprune.errors import UnsupportedModelError
-from gprune.hf.families import Family, Patches, has_cls
+from gprune.layouts import Family, Patches, has_cls
 
 # Attention modules whose weights were compared with those that the eager kernel returns: with
 # projections apart, and with one for queries, keys and values that are then rotated.

@@ -76,7 +76,7 @@ class Pruner(ABC):
         Raises:
             ValueError: NaN, infinite values or some beyond float32's range, or a signal is missing
                 that the method needs. On an accelerator values are reported later, without
-                stalling (see `gprune.checks`).
+                stalling (see `gprune.device`).
         """
         return self.reduce_groups([tokens])[0][0]
 

@@ -9,10 +9,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from gprune.device import uploaded
 from gprune.graph import token_norms
 from gprune.pruners.base import Pruner, ScorePruner
 from gprune.tokens import VisualTokens
-from gprune.transfer import uploaded
 
 
 @dataclass(frozen=True)

@@ -41,7 +41,7 @@ class DecoderPruner(Pruner):
     that is recomputed for a few queries: SDPA and FlashAttention stay on. What a family always
     keeps (the ends of a canvas's rows) is kept here too and does not count. The layers before the
     first stage see everything, so the same ``keep`` costs more than it does before the language
-    model; `gprune.evaluation.saving` takes the tokens of every layer.
+    model; `gprune.costs.saving` takes the tokens of every layer.
 
     Hidden states depend in their last digits on the batch and on the device. So does the choice
     between tokens whose scores are as good as equal.
@@ -101,7 +101,7 @@ class DecoderPruner(Pruner):
     def schedule(self, total: int, depth: int) -> list[int]:
         """How many of a prompt's ``total`` visual tokens each of ``depth`` layers sees.
 
-        What `gprune.evaluation.saving` takes as ``kept_tokens``.
+        What `gprune.costs.saving` takes as ``kept_tokens``.
 
         Raises:
             ValueError: it depends on the prompt, or the model has no such layers.

@@ -18,12 +18,12 @@ from gprune.graph import (
     check_temperature,
     check_threshold,
 )
+from gprune.graph.tiled import TiledGraph
 from gprune.pruners.base import ScorePruner, highest
-from gprune.tiles import TiledGraph
 from gprune.tokens import VisualTokens
 
 if TYPE_CHECKING:
-    from gprune.kernels import KernelGraph
+    from gprune.graph.triton import KernelGraph
 
 # What computes the graph; Triton is imported when it is asked for.
 BACKENDS = ("torch", "triton")
@@ -49,9 +49,10 @@ class GPrune(ScorePruner):
         threshold: s, least cosine similarity of an edge, in [-1, 1].
         temperature: T of the row softmax, > 0.
         iterations: t, propagation steps, >= 0.
-        backend: ``torch``, or ``triton`` for kernels of our own on a GPU (`gprune.kernels`), which
-            take all images of a batch in one launch sequence. They were run in Triton's interpreter
-            and compiled for GPUs, but not yet timed on one, so ``torch`` is the default there too.
+        backend: ``torch``, or ``triton`` for kernels of our own on a GPU (`gprune.graph.triton`),
+            which take all images of a batch in one launch sequence. They were run in Triton's
+            interpreter and compiled for GPUs, but not yet timed on one, so ``torch`` is the
+            default there too.
 
     Raises:
         TypeError, ValueError: a value is out of range, ``backend`` is neither, or Triton is not
@@ -138,7 +139,7 @@ class GPrune(ScorePruner):
 
     def _scores(self, groups: Sequence[VisualTokens]) -> list[Tensor]:
         """`score` of each group, by the kernels."""
-        kernels = importlib.import_module("gprune.kernels")
+        kernels = importlib.import_module("gprune.graph.triton")
         every: list[Tensor] = []
         for some in kernels.batches([tokens.features for tokens in groups]):
             counts = [len(features) for features in some]

@@ -9,11 +9,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from gprune.device import uploaded
 from gprune.graph import UnitRows
 from gprune.pruners.base import Pruner, check_number, check_weight
 from gprune.pruners.baselines import cells_a_line
 from gprune.tokens import VisualTokens
-from gprune.transfer import uploaded
 
 # A sum of variances of cosine similarities below this is rounding.
 ROUNDING = 1e-9

@@ -8,11 +8,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from gprune.device import uploaded
 from gprune.graph import BLOCK, UnitRows
 from gprune.pruners.base import MergingPruner, highest, merged, unchosen
 from gprune.pruners.baselines import cells_a_line, spread
 from gprune.tokens import VisualTokens
-from gprune.transfer import uploaded
 
 
 @dataclass(frozen=True)

@@ -8,11 +8,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from gprune.device import uploaded
 from gprune.graph import CosineRows
 from gprune.pruners.base import MergingPruner, check_number, check_share, highest, unchosen
 from gprune.pruners.baselines import spread
 from gprune.tokens import VisualTokens
-from gprune.transfer import uploaded
 
 
 @dataclass(frozen=True)

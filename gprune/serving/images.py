@@ -18,7 +18,7 @@ from gprune.serving.settings import decode
 from gprune.tokens import VisualTokens
 
 if TYPE_CHECKING:
-    from gprune.hf.families import Group
+    from gprune.layouts import Group
 
 logger = logging.getLogger(__name__)
 
@@ -29,14 +29,14 @@ MOST_TOKENS = BASE**2
 
 def whole_raster(tokens: int, rows: int, columns: int) -> list[Group]:
     """One raster, after tokens that are no patches (a CLS token)."""
-    from gprune.hf.families import Group
+    from gprune.layouts import Group
 
     return [Group(torch.arange(tokens - rows * columns, tokens), (rows, columns))]
 
 
 def tiles(tokens: int, rows: int, columns: int) -> list[Group]:
     """Tiles of one size, one after another."""
-    from gprune.hf.families import Group
+    from gprune.layouts import Group
 
     parts = torch.split(torch.arange(tokens), rows * columns)
     return [Group(part, (rows, columns), "tile") for part in parts]
@@ -44,7 +44,7 @@ def tiles(tokens: int, rows: int, columns: int) -> list[Group]:
 
 def thumbnail_and_canvas(tokens: int, rows: int, columns: int) -> list[Group]:
     """A square thumbnail, then a canvas whose rows each end with a newline (in no group)."""
-    from gprune.hf.families import Group
+    from gprune.layouts import Group
 
     thumbnail = tokens - rows * (columns + 1)
     side = math.isqrt(thumbnail)

@@ -78,7 +78,7 @@ class Architecture:
         if self.text_layers < 2:
             raise ValueError(
                 f"text_layers={self.text_layers} must be at least 2: one brings a name together, "
-                "the next looks it up (gprune.tinyvlm.grounding)"
+                "the next looks it up (gprune.training.grounding)"
             )
 
     @property
@@ -247,8 +247,8 @@ def load(folder: str | Path | None = None, **options: Any) -> tuple[Any, Any]:
     """The tiny VLM and its processor, in evaluation mode.
 
     Args:
-        folder: a checkpoint that ``gprune.tinyvlm.train`` wrote, or one of ``SHIPPED``; ``tinyvlm``
-            when absent.
+        folder: a checkpoint that ``gprune.training.train`` wrote, or one of ``SHIPPED``;
+            ``tinyvlm`` when absent.
         options: passed on to ``AutoModelForImageTextToText.from_pretrained``; the weights are
             stored in bf16 and computed in float32 unless ``dtype`` says otherwise.
     """
@@ -256,7 +256,7 @@ def load(folder: str | Path | None = None, **options: Any) -> tuple[Any, Any]:
     if not (source / "model.safetensors").is_file():
         raise FileNotFoundError(
             f"folder {str(source)!r} holds no model.safetensors; train a model with "
-            "'python -m gprune.tinyvlm.train --out FOLDER'"
+            "'python -m gprune.training.train --out FOLDER'"
         )
     options.setdefault("dtype", torch.float32)
     model = AutoModelForImageTextToText.from_pretrained(

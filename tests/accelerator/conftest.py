@@ -18,7 +18,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils import backend_registration
 
 import gprune
-from gprune import checks
+from gprune import device as checks
 
 # transformers compares numbers of placeholders and features on the host, unless it is told not to.
 os.environ["TRANSFORMERS_DISABLE_TORCH_CHECK"] = "1"

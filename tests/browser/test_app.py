@@ -26,8 +26,8 @@ from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 import gprune
 from gprune import SimilarityGraph, viz
-from gprune.asking import answer, first_tokens, shown_to
-from gprune.comparison import SCENES, scene_answers, scene_picture
+from gprune.ask.answers import answer, first_tokens, shown_to
+from gprune.ask.comparison import SCENES, scene_answers, scene_picture
 from gprune.tinyvlm import load
 
 PICTURES = Path(__file__).parents[2] / "out" / "app"
@@ -348,7 +348,7 @@ def test_two_users_at_once(visit, tiny):
 
 def test_requests_past_the_queue_are_answered_one_by_one(tiny):
     """Threads that share an `Asker` would else prune one model inside another's block."""
-    from gprune.comparison import Asker, Settings
+    from gprune.ask.comparison import Asker, Settings
 
     asker = Asker(*tiny, "tiny", tiny=True)
     said: dict[int, list[str]] = {}

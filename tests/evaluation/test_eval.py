@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 
 from gprune import GPrune, L2NormPruner, UniformGridPruner
 from gprune.cli import app
-from gprune.evaluation import LanguageModelShape, saving, summary
+from gprune.costs import LanguageModelShape, saving, summary
 from gprune.evaluation.metrics import (
     RESAMPLES,
     Record,
@@ -35,8 +35,8 @@ from gprune.evaluation.metrics import (
 from gprune.evaluation.runner import Evaluation, Run, runs_of
 from gprune.evaluation.tasks import Example, box_is_right, load_tasks, read_jsonl
 from gprune.tinyvlm import load, make_scene
-from gprune.tinyvlm.accuracy import held_out, score
 from gprune.tinyvlm.scenes import BINS, EDGES, QUESTION_TYPES
+from gprune.training.accuracy import held_out, score
 
 
 @pytest.fixture(scope="module")

@@ -19,10 +19,10 @@ from typer.testing import CliRunner
 
 import gprune
 from gprune import kept_count
+from gprune.ask.comparison import Settings
+from gprune.ask.prompts import open_image
 from gprune.cli import app, parse_keep
-from gprune.comparison import Settings
 from gprune.evaluation.tasks import read_jsonl
-from gprune.prompts import open_image
 from gprune.serving import settings as serving
 from gprune.serving.images import ImagePlan
 

@@ -10,7 +10,7 @@ import torch
 
 import gprune
 from gprune import GPrune, VisualTokens, checks, make, methods
-from gprune.asking import answer, load_model
+from gprune.ask.answers import answer, load_model
 from gprune.evaluation.bench import clustered
 from gprune.tinyvlm.scenes import make_scene
 from tests.hf.batches import make_batch

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from gprune import Pruner, VisualTokens
-from gprune.hf.families import family_of
+from gprune.layouts import family_of
 from tests.hf.models import BOS, BREAK, IMAGE, PAD, Image, Noise, Specimen
 
 STEPS = 4

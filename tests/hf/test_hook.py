@@ -24,8 +24,8 @@ from gprune import (
 from gprune.errors import UnsupportedModelError, UnsupportedVersionError
 from gprune.hf import versions
 from gprune.hf.cache import PrunedCache
-from gprune.hf.families import family_of
 from gprune.hf.hook import padding_id, rows_of
+from gprune.layouts import family_of
 from tests.hf.batches import (
     GREEDY,
     STEPS,

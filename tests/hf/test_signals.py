@@ -24,8 +24,8 @@ from gprune import (
     VisionZip,
 )
 from gprune.hf import CLIPTextTower
-from gprune.hf.families import family_of, has_cls
 from gprune.hf.signals import FUSED, PROJECTED, feature_layer
+from gprune.layouts import family_of, has_cls
 from gprune.pruners.base import ScorePruner
 from gprune.tinyvlm.vocabulary import build_tokenizer
 from tests.hf.batches import GREEDY, Batch, add_video, make_batch

@@ -11,8 +11,8 @@ from transformers import DynamicCache, StaticCache
 
 from gprune import GraphCover, WeightedCover, WeightedGPrune
 from gprune.errors import UnsupportedModelError
-from gprune.hf.families import Group
 from gprune.hf.weighted import FAMILIES, causal, require_interpreted, weighted
+from gprune.layouts import Group
 from gprune.pruners.base import standing_for
 from gprune.serving.settings import served_methods
 from tests.hf.batches import GREEDY, STEPS, make_batch, merged_outputs

@@ -31,7 +31,7 @@ from gprune import (
     kept_count,
 )
 from gprune.tinyvlm import load, make_scene
-from gprune.tinyvlm.accuracy import to_pixels, vision_features
+from gprune.training.accuracy import to_pixels, vision_features
 from tests.hf.batches import make_batch
 from tests.hf.models import SPECIMENS
 

@@ -17,7 +17,7 @@ from gprune import (
 )
 from gprune.pruners.base import standing_for
 from gprune.tinyvlm import load, make_scene
-from gprune.tinyvlm.accuracy import Sample, score
+from gprune.training.accuracy import Sample, score
 
 
 @st.composite

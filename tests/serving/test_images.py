@@ -10,7 +10,7 @@ import torch
 import gprune
 from gprune import kept_count
 from gprune.budget import KINDS
-from gprune.hf.families import family_of
+from gprune.layouts import family_of
 from gprune.serving.families import SERVED
 from gprune.serving.images import BASE, ImagePlan, numbered, prune_images, without_numbers
 from gprune.serving.settings import Settings, encode, served_methods

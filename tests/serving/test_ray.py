@@ -18,8 +18,8 @@ from gprune.serving.settings import Settings
 from gprune.tinyvlm.model import checkpoint_folder
 from gprune.tinyvlm.scenes import make_scene
 from gprune.tinyvlm.vocabulary import build_tokenizer
-from tests.serving.checkpoints import tiny_vlm
-from tests.serving.engines import Prompt, Reference
+from tests.serving.vllm.checkpoints import tiny_vlm
+from tests.serving.vllm.engines import Prompt, Reference
 
 KEEP = 0.36
 

@@ -9,9 +9,10 @@ from safetensors import safe_open
 from transformers import AutoModelForImageTextToText, AutoProcessor, LlavaForConditionalGeneration
 
 from gprune import GPrune, UniformGridPruner
-from gprune.asking import TINY
+from gprune.ask.answers import TINY
 from gprune.tinyvlm import load, make_scene
-from gprune.tinyvlm.accuracy import (
+from gprune.tinyvlm.model import SHIPPED, checkpoint_folder
+from gprune.training.accuracy import (
     TYPES,
     by_type,
     encode,
@@ -19,9 +20,8 @@ from gprune.tinyvlm.accuracy import (
     held_out,
     score,
 )
-from gprune.tinyvlm.card import gate
-from gprune.tinyvlm.model import SHIPPED, checkpoint_folder
-from gprune.tinyvlm.packing import IGNORED, pack, said
+from gprune.training.card import gate
+from gprune.training.packing import IGNORED, pack, said
 
 # The types that a shipped checkpoint does not answer well enough: no evidence, see its card.
 NOT_YET = {"tinyvlm": ("same_color",), "tinyvlm-siglip": ("text", "same_color")}

@@ -18,9 +18,9 @@ from lmms_eval.protocol import ChatMessages
 from PIL import Image
 from tqdm import tqdm
 
-from gprune.asking import load_model, quiet_transformers
+from gprune.ask.answers import load_model, quiet_transformers
 from gprune.cli import parse_keep
-from gprune.evaluation.timing import synchronize
+from gprune.costs.prefill import synchronize
 from gprune.pruners import Pruner, make
 
 # As lmms-eval's own models answer where a task sets no limit.

@@ -1,0 +1,1 @@
+"""Budgets over an image's tiles or over images."""

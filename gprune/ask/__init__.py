@@ -1,0 +1,1 @@
+"""Loads a model with its processor, prompts it, answers and compares."""

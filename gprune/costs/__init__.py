@@ -1,0 +1,14 @@
+"""What pruning costs and saves: multiply-adds, cache bytes and times."""
+
+from gprune.costs.flops import CONVENTIONS, LanguageModelShape, Saving, keep_for, saving
+from gprune.costs.prefill import PrefillTimes, prefill_times
+
+__all__ = [
+    "CONVENTIONS",
+    "LanguageModelShape",
+    "PrefillTimes",
+    "Saving",
+    "keep_for",
+    "prefill_times",
+    "saving",
+]

@@ -1,0 +1,94 @@
+"""What the documentation shows runs: its Python, and the commands with their options."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import typer
+from PIL import Image
+
+from gprune.ask.prompts import prepare
+from gprune.cli import app
+from gprune.tinyvlm import load, make_scene
+from gprune.tinyvlm.model import checkpoint_folder
+
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+FENCE = re.compile(r"^```(\w+)[^\n]*\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+# A checkpoint of a hub, for which the shipped one is put.
+HUB = re.compile(r'"[\w.-]+/[\w.-]+-hf"')
+
+
+def blocks(page: Path, language: str) -> list[tuple[int, str]]:
+    """The fenced blocks of a language with the line on which each begins."""
+    text = page.read_text()
+    found = [match for match in FENCE.finditer(text) if match[1] == language]
+    return [(text.count("\n", 0, match.start(2)), match[2]) for match in found]
+
+
+def names(pages: list[Path]) -> list[str]:
+    return [str(page.relative_to(ROOT)) for page in pages]
+
+
+WITH_PYTHON = [page for page in PAGES if blocks(page, "python")]
+COMMANDS = [
+    (str(page.relative_to(ROOT)), line[2:])
+    for page in PAGES
+    for _, block in blocks(page, "console")
+    for line in block.splitlines()
+    if line.startswith("$ ")
+]
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    """The names that a page may use without defining them: a model, its processor, a call."""
+    model, processor = load()
+    image = make_scene("test", 0, 4).draw()
+    inputs = prepare(model, processor, [([image], "how many shapes are there?")])
+    return {"model": model, "processor": processor, "inputs": inputs}
+
+
+@pytest.mark.parametrize("page", WITH_PYTHON, ids=names(WITH_PYTHON))
+def test_python_blocks_run_from_top_to_bottom(page, tiny, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (64, 64), "red").save("cat.jpg")
+    space = {**tiny, "__name__": "__main__"}
+    for line, block in blocks(page, "python"):
+        if block.startswith("# not run: "):
+            continue  # and the reader sees why
+        code = HUB.sub(repr(str(checkpoint_folder())), block)
+        # As many lines before as in the page, so that a traceback points into it.
+        exec(compile("\n" * line + code, str(page), "exec", dont_inherit=True), space)
+
+
+def test_the_guides_have_blocks():
+    """The pattern finds what it should."""
+    assert {"README.md", "docs/index.md", "docs/adding_a_method.md"} <= set(names(WITH_PYTHON))
+    assert len(COMMANDS) > 5
+
+
+@pytest.mark.parametrize(("page", "command"), COMMANDS)
+def test_commands_exist_with_their_options(page, command):
+    words = shlex.split(command, comments=True)
+    if words[0] == "make":
+        targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+        assert {word for word in words[1:] if "=" not in word} <= set(targets)
+    elif words[0] == "gprune":
+        known = typer.main.get_command(app).commands
+        assert words[1] in known
+        options = {name for one in known[words[1]].params for name in one.opts + one.secondary_opts}
+        given = {word.split("=")[0] for word in words[2:] if word.startswith("--")}
+        # `serve` hands what it does not know to vLLM.
+        passed_on = known[words[1]].context_settings.get("ignore_unknown_options")
+        assert passed_on or given <= options | {"--help"}
+
+
+def test_the_navigation_leaves_nothing_out():
+    """Every page that someone wrote is in the menu of the site."""
+    listed = (ROOT / "mkdocs.yml").read_text()
+    for page in (ROOT / "docs").glob("*.md"):
+        assert f": {page.name}\n" in listed, page.name
