@@ -1,7 +1,7 @@
-"""Have the ratios got worse? python benchmarks/check.py (make bench-check)
+"""Checks that speed ratios are not worse than committed: python benchmarks/check.py
 
-Times a part of what benchmarks/results holds and compares ratios, never times: both sides of a
-ratio are measured in turn, so a slower or a busy machine changes them little.
+Measures some rows of benchmarks/results again and compares ratios, never times: both sides of a
+ratio are measured in turn, so that a slower or busy machine changes it little.
 """
 
 from __future__ import annotations
@@ -18,22 +18,23 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from gprune.graph import tiled
+from gprune.graph import screening
 
 RESULTS = Path(__file__).parent / "results"
 SIZES = (576, 2304)
 KEEPS = (0.36, 0.1)
 
 
-def selections(repeats: int) -> list[tuple[str, float, float]]:
-    """What, the committed and the measured time of G-Prune in units of one similarity product.
+def selection_ratios(repeats: int) -> list[tuple[str, float, float]]:
+    """Returns label, committed ratio and measured ratio of G-Prune's time to a similarity product.
 
-    Committed on a machine that has units for bfloat16 or none, as this one.
+    The committed ratios are of a machine that has bfloat16 units if, and only if, this one has.
     """
-    kind = "selection" if tiled.has_bfloat16(torch.device("cpu")) else "selection_avx2"
-    committed = json.loads((RESULTS / f"{kind}.json").read_text())["rows"]
+    can_screen = screening.supports_bfloat16(torch.device("cpu"))
+    name = "selection" if can_screen else "selection_avx2"
+    committed = json.loads((RESULTS / f"{name}.json").read_text())["rows"]
     pairs = []
-    for case in selection.cases():
+    for case in selection.supported_cases():
         for row in committed:
             same = (row["dtype"], row["screened"], row["shared"]) == case
             if same and row["n"] in SIZES:
@@ -44,8 +45,12 @@ def selections(repeats: int) -> list[tuple[str, float, float]]:
     return pairs
 
 
-def prefills(repeats: int) -> list[tuple[str, float, float]]:
-    """What, the committed and the measured share of a pruned prefill's time that is not wasted."""
+def prefill_ratios(repeats: int) -> list[tuple[str, float, float]]:
+    """Returns label, committed and measured ratio of a pruned prefill's time to an ideal one's.
+
+    The ideal prefill has as many tokens of plain text; the ratio is above 1 by the cost of pruning
+    itself.
+    """
     committed = next(
         shape
         for shape in json.loads((RESULTS / "prefill.json").read_text())["shapes"]
@@ -57,28 +62,27 @@ def prefills(repeats: int) -> list[tuple[str, float, float]]:
     for old in committed["rows"]:
         for new in now["rows"]:
             if (new["batch"], new["keep"]) == (old["batch"], old["keep"]) and new["keep"] in KEEPS:
-                # Pruned against as many tokens of plain text: above 1 is what pruning itself costs.
                 values = [row["speedup_without_hook"] / row["speedup"] for row in (old, new)]
                 pairs.append((f"prefill's overhead, keep {new['keep']}", *values))
     return pairs
 
 
 def main(
-    tolerance: Annotated[float, typer.Option(help="How much larger a ratio may be.")] = 0.35,
-    repeats: Annotated[int, typer.Option(min=1, help="Counted runs of each.")] = 3,
+    tolerance: Annotated[float, typer.Option(help="Largest relative increase.")] = 0.35,
+    repeats: Annotated[int, typer.Option(min=1, help="Timed runs of each row.")] = 3,
 ) -> None:
-    """Compare this machine's ratios with the committed ones; exit code 1 if one is much worse."""
+    """Compare this machine's ratios with the committed ones; exit code 1 if one is worse."""
     table = Table("ratio, less is better", "committed", "now", "")
     worse = 0
-    for label, before, now in selections(repeats) + prefills(repeats):
+    for label, before, now in selection_ratios(repeats) + prefill_ratios(repeats):
         bad = now > before * (1 + tolerance)
         worse += bad
         table.add_row(label, f"{before:.2f}", f"{now:.2f}", "worse" if bad else "")
     Console().print(table)
     if worse:
         sys.exit(
-            f"{worse} ratios are more than {tolerance:.0%} worse than in {RESULTS.name}/: find the "
-            "change that made them so, or measure anew and commit what is there (make bench)"
+            f"{worse} ratios are more than {tolerance:.0%} worse than in {RESULTS.name}/; fix the "
+            "change that caused it, or run `make bench` and commit the new results"
         )
 
 

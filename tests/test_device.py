@@ -1,15 +1,15 @@
-"""Checks that do not stall: on an accelerator the report comes later, but it comes."""
+"""Checks that do not stall: on an accelerator the error comes later, but it comes."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from gprune import device as checks
+from gprune.device import pending_checks, raise_pending, require
 
 
 class Event:
-    """Stands in for a device event: has happened once ``ready`` is set or it is waited for."""
+    """Replaces a device event: it has completed once ``ready`` is set or it is waited for."""
 
     ready = False
 
@@ -27,7 +27,7 @@ class Event:
 
 
 class OnDevice:
-    """Stands in for a bool scalar on an accelerator; reading it directly would be a stall."""
+    """Replaces a bool scalar on an accelerator; reading it directly would stall the host."""
 
     device = torch.device("cuda")
 
@@ -47,32 +47,32 @@ class OnDevice:
 def fake_events(monkeypatch):
     monkeypatch.setattr(torch, "Event", Event)
     yield
-    checks._queue().clear()
+    pending_checks().clear()
 
 
-def test_on_cpu_at_once():
-    checks.require(torch.tensor(True), "fine")
+def test_raises_at_once_on_a_cpu():
+    require(torch.tensor(True), "fine")
     with pytest.raises(ValueError, match=r"^broken$"):
-        checks.require(torch.tensor(False), "broken")
+        require(torch.tensor(False), "broken")
 
 
-def test_on_a_device_later():
-    checks.require(OnDevice(False), "broken")
-    checks.require(OnDevice(True), "fine")  # nothing has arrived yet
+def test_raises_later_on_a_device():
+    require(OnDevice(False), "broken")
+    require(OnDevice(True), "fine")  # no result has arrived yet
     with pytest.raises(ValueError, match=r"^broken$"):
-        checks.raise_pending()
-    checks.raise_pending()  # reported once
+        raise_pending()
+    raise_pending()  # raises once
 
 
-def test_on_a_device_at_the_next_check_that_finds_it_arrived():
-    checks.require(OnDevice(False), "broken")
-    checks._queue()[0].event.ready = True
+def test_raises_at_the_next_check_after_the_result_has_arrived():
+    require(OnDevice(False), "broken")
+    pending_checks()[0].event.ready = True
     with pytest.raises(ValueError, match=r"^broken$"):
-        checks.require(OnDevice(True), "fine")
+        require(OnDevice(True), "fine")
 
 
-def test_good_ones_leave_nothing():
+def test_passed_checks_leave_an_empty_queue():
     for _ in range(3):
-        checks.require(OnDevice(True), "fine")
-    checks.raise_pending()
-    assert not checks._queue()
+        require(OnDevice(True), "fine")
+    raise_pending()
+    assert not pending_checks()

@@ -1,19 +1,20 @@
-"""G-Prune's graph on a GPU, in Triton kernels: all groups of a batch in one launch sequence.
+"""The similarity graph on a GPU, in Triton kernels: all groups of a batch in one launch sequence.
 
-The dense form of `gprune.graph` passes over the n-by-n matrix many times on a GPU and computes its
-product in float32. Here a tile's product stays in registers until its weights are known:
+`SimilarityGraph` passes over the n-by-n matrix many times on a GPU and computes its product in
+float32. Here the product of a tile stays in registers until its weights are known:
 
-* `_prepare`: norms, and features scaled by a power of two, which is exact, to norms of 256 to 512;
-* `_tiles`: one program for each pair of blocks of the lower triangle. Products of the features in
-  their own dtype, summed in float32 (for 16-bit features on tensor cores, each product exact);
-  cosines, edges, weights, and for each token of the two blocks the count and sum of its edges. The
-  weights of a tile are written once, and not at all where it holds no edge;
-* `_step`: one step of propagation, over the tiles that hold edges, once for each half of the
-  triangle.
+* `prepare_kernel`: norms, and features scaled by a power of two, which is exact, to norms of 256 to
+  512;
+* `tiles_kernel`: one program for each tile, a pair of blocks of the lower triangle. Products of the
+  features in their own dtype, summed in float32 (16-bit features on tensor cores, each product
+  exact); cosines, edges and weights; and for each token of the two blocks the number and the sum of
+  its edges. The weights of a tile are written once, and only if it has an edge;
+* `step_kernel`: one step of propagation over the tiles that have edges, which serve both halves of
+  the matrix.
 
-Nothing is added up by atomics in an order that changes: partial counts and sums have places of
-their own. Sums over tokens are in float64, as in `gprune.graph`. Weights are stored in float32:
-half precision would take half the room and decide near ties otherwise than `gprune.graph`.
+Results are deterministic: partial counts and sums are stored in separate slots, not added by
+atomics. Sums over tokens are in float64. Weights are stored in float32: half precision would need
+half the memory, but would decide near ties differently from `SimilarityGraph`.
 """
 
 from __future__ import annotations
@@ -21,235 +22,96 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import triton
-import triton.language as tl
 from torch import Tensor
 
-from gprune.device import uploaded
-from gprune.graph import (
-    NEARLY_ONE,
-    check_iterations,
-    check_temperature,
-    check_threshold,
-    confirmed_copies,
-)
+from gprune.device import to_device
+from gprune.graph.copies import COPY_SIMILARITY, confirm_copies
+from gprune.graph.parameters import check_iterations, check_temperature, check_threshold
+from gprune.graph.triton_kernels import prepare_kernel, step_kernel, tiles_kernel
 
 # Tokens of a block, and channels that a program multiplies at a time.
 BLOCK, CHANNELS = 64, 64
-# Channels that a program of `_prepare` reads at a time.
+# Channels that a program of `prepare_kernel` reads at a time.
 PASS = 1024
-# Power of two that features are scaled to: high enough for a float16 channel of a millionth of the
-# token's norm to keep its precision.
+# Features are scaled to norms of at least 2**EXPONENT: enough for a float16 channel of a millionth
+# of the token's norm to keep its precision.
 EXPONENT = 8
-# Weights that one launch sequence may hold (1 GiB); more groups than that are taken in turn.
-ENTRIES = 2**28
+# Weights that one launch sequence may hold (1 GiB in float32).
+MAX_WEIGHTS = 2**28
 
 
-@triton.jit
-def _prepare(
-    features,
-    scaled,
-    norms,
-    inverse,
-    width: tl.constexpr,
-    padded: tl.constexpr,
-    PASS: tl.constexpr,
-    EXPONENT: tl.constexpr,
-):
-    """A token's norm in float64, the token scaled to about 2**EXPONENT, and 1 / its norm then."""
-    token = tl.program_id(0).to(tl.int64)
-    total = tl.zeros([PASS], tl.float64)
-    for start in range(0, padded, PASS):
-        channel = start + tl.arange(0, PASS)
-        x = tl.load(features + token * width + channel, channel < width, 0.0).to(tl.float64)
-        total += x * x
-    norm = tl.sqrt(tl.sum(total))
-    tl.store(norms + token, norm)
-    # 2 to the power of EXPONENT - floor(log2(norm)): the bits of a float64 hold its exponent.
-    power = (norm.to(tl.int64, bitcast=True) >> 52) & 0x7FF  # the exponent plus 1023; 0 for 0
-    power = tl.minimum(tl.maximum(EXPONENT + 2046 - power, 1), 2046)
-    factor = (power << 52).to(tl.float64, bitcast=True)
-    factor = tl.where(norm > 0, factor, 0.0)
-    for start in range(0, padded, PASS):
-        channel = start + tl.arange(0, PASS)
-        x = tl.load(features + token * width + channel, channel < width, 0.0).to(tl.float64)
-        kept = (x * factor).to(tl.float32).to(scaled.dtype.element_ty)
-        tl.store(scaled + token * padded + channel, kept, channel < padded)
-    length = tl.where(norm > 0, norm * factor, 1.0)
-    tl.store(inverse + token, (1.0 / length).to(tl.float32))
+class GroupLayout(NamedTuple):
+    """Where each group's tokens and weights lie; int64 [groups] each.
+
+    Attributes:
+        starts: first token.
+        counts: number of tokens.
+        offsets: first weight.
+    """
+
+    starts: Tensor
+    counts: Tensor
+    offsets: Tensor
+
+    @classmethod
+    def from_counts(cls, counts: Sequence[int], device: torch.device) -> GroupLayout:
+        """Returns the layout of groups of these sizes, without stalling the device."""
+        starts = _offsets(counts)
+        offsets = _offsets([tile_count(count) * BLOCK**2 for count in counts])
+        return cls(*(to_device(values, device) for values in (starts, counts, offsets)))
 
 
-@triton.jit
-def _place(tile):
-    """Row and column of a tile: they are numbered row by row, row (row + 1) / 2 + column."""
-    row = ((tl.sqrt(8.0 * tile.to(tl.float32) + 1) - 1) / 2).to(tl.int32)
-    # The root is rounded.
-    row = tl.where(row * (row + 1) // 2 > tile, row - 1, row)
-    row = tl.where((row + 1) * (row + 2) // 2 <= tile, row + 1, row)
-    return row, tile - row * (row + 1) // 2
-
-
-@triton.jit
-def _tiles(
-    scaled,
-    norms,
-    inverse,
-    starts,
-    counts,
-    places,
-    weights,
-    edges,
-    parts,
-    sums,
-    nearest,
-    total,
-    threshold,
-    temperature,
-    padded: tl.constexpr,
-    nearly: tl.constexpr,
-    BLOCK: tl.constexpr,
-    CHANNELS: tl.constexpr,
-    WIDE: tl.constexpr,
-):
-    """One tile of one group's lower triangle."""
-    group, tile = tl.program_id(1), tl.program_id(0)
-    count = tl.load(counts + group)
-    row, column = _place(tile)
-    if row * BLOCK < count:
-        start = tl.load(starts + group)
-        one = row * BLOCK + tl.arange(0, BLOCK)
-        other = column * BLOCK + tl.arange(0, BLOCK)
-        here, there = one < count, other < count
-        left = scaled + (start + one).to(tl.int64)[:, None] * padded
-        right = scaled + (start + other).to(tl.int64)[None, :] * padded
-        product = tl.zeros([BLOCK, BLOCK], tl.float32)
-        for channel in range(0, padded, CHANNELS):
-            step = channel + tl.arange(0, CHANNELS)
-            a = tl.load(left + step[None, :], here[:, None], 0.0)
-            b = tl.load(right + step[:, None], there[None, :], 0.0)
-            if WIDE:
-                a, b = a.to(tl.float32), b.to(tl.float32)
-            product = tl.dot(a, b, product, input_precision="ieee")
-        scale = tl.load(inverse + start + one, here, 0.0)[:, None]
-        scale = scale * tl.load(inverse + start + other, there, 0.0)[None, :]
-        similarity = tl.minimum(tl.maximum(product * scale, -1.0), 1.0)
-        mine = tl.load(norms + start + one, here, 0.0)
-        others = tl.load(norms + start + other, there, 0.0)
-        # Padding has no norm, and neither a token of zero norm nor padding has edges.
-        pair = (other[None, :] < one[:, None]) & (mine > 0)[:, None] & (others > 0)[None, :]
-        edge = pair & (similarity >= threshold)
-        weight = tl.where(edge, tl.exp((similarity - 1) / temperature), 0.0)
-        copy = pair & (similarity >= nearly) & (mine[:, None] == others[None, :])
-        first = tl.min(tl.where(copy, start + other[None, :], total), 1)
-        tl.atomic_min(nearest + start + one, first.to(tl.int32), here)
-        found = tl.max(tl.max(edge.to(tl.int32), 1), 0)
-        place = tl.load(places + group)
-        tl.store(edges + place // (BLOCK * BLOCK) + tile, found.to(tl.int8))
-        cell = place + tile.to(tl.int64) * (BLOCK * BLOCK)
-        inner = tl.arange(0, BLOCK)[:, None] * BLOCK + tl.arange(0, BLOCK)[None, :]
-        if found > 0:
-            tl.store(weights + cell + inner, weight)
-        # What the rows have in this tile and what the columns have, each in a place of its own.
-        wide = weight.to(tl.float64)
-        degree, mass = tl.sum(edge.to(tl.int32), 1), tl.sum(wide, 1)
-        across, over = tl.sum(edge.to(tl.int32), 0), tl.sum(wide, 0)
-        if row == column:
-            degree, mass = degree + across, mass + over
-        else:
-            slot = row.to(tl.int64) * total + start + other
-            tl.store(parts + slot, across, there)
-            tl.store(sums + slot, over, there)
-        slot = column.to(tl.int64) * total + start + one
-        tl.store(parts + slot, degree, here)
-        tl.store(sums + slot, mass, here)
-
-
-@triton.jit
-def _step(
-    information,
-    row_sums,
-    starts,
-    counts,
-    places,
-    weights,
-    edges,
-    out,
-    BLOCK: tl.constexpr,
-):
-    """What the tokens of a block hold after a step of propagation."""
-    group, block = tl.program_id(1), tl.program_id(0)
-    count = tl.load(counts + group)
-    if block * BLOCK < count:
-        start, place = tl.load(starts + group), tl.load(places + group)
-        inner = tl.arange(0, BLOCK)[:, None] * BLOCK + tl.arange(0, BLOCK)[None, :]
-        own = block * BLOCK + tl.arange(0, BLOCK)
-        here = own < count
-        share = tl.load(information + start + own, here, 0.0)
-        share = share / tl.load(row_sums + start + own, here, 1.0)
-        held = share  # along the self-loop, whose weight is 1
-        blocks = (count + BLOCK - 1) // BLOCK
-        for other in range(blocks):
-            high, low = tl.maximum(block, other), tl.minimum(block, other)
-            tile = high * (high + 1) // 2 + low
-            if tl.load(edges + place // (BLOCK * BLOCK) + tile) > 0:
-                cell = weights + place + tile.to(tl.int64) * (BLOCK * BLOCK)
-                token = other * BLOCK + tl.arange(0, BLOCK)
-                some = tl.load(information + start + token, token < count, 0.0)
-                some = some / tl.load(row_sums + start + token, token < count, 1.0)
-                weight = tl.load(cell + inner).to(tl.float64)
-                if other <= block:
-                    held += tl.sum(weight * some[None, :], 1)
-                if other >= block:
-                    held += tl.sum(weight * some[:, None], 0)
-        tl.store(out + start + own, held, here)
-
-
-def _layout(
-    counts: Sequence[int], tiles: Sequence[int], device: torch.device
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Of each group the first token, the number of tokens, and the place of its weights."""
-    starts = [0, *itertools.accumulate(counts)][:-1]
-    places = [0, *itertools.accumulate(t * BLOCK**2 for t in tiles)][:-1]
-    return uploaded(starts, device), uploaded(counts, device), uploaded(places, device)
-
-
-def batches(groups: Sequence[Tensor]) -> Iterator[list[Tensor]]:
-    """Groups of features [n, d] in their order, as many at a time as one launch sequence takes."""
-    batch: list[Tensor] = []
-    held = 0
-    for features in groups:
-        entries = tile_count(len(features)) * BLOCK**2
-        alike = not batch or (features.shape[1], features.dtype) == (
-            batch[0].shape[1],
-            batch[0].dtype,
-        )
-        if batch and (held + entries > ENTRIES or not alike):
-            yield batch
-            batch, held = [], 0
-        batch.append(features)
-        held += entries
-    if batch:
-        yield batch
+def _offsets(sizes: Sequence[int]) -> list[int]:
+    """Returns where each of several parts of these sizes begins."""
+    return [0, *itertools.accumulate(sizes)][:-1]
 
 
 def tile_count(count: int) -> int:
-    """Tiles in the lower triangle of the graph of ``count`` tokens, the diagonal's included."""
+    """Returns the number of tiles in the lower triangle, diagonal included, of ``count`` tokens."""
     blocks = -(-count // BLOCK)
     return blocks * (blocks + 1) // 2
 
 
+def batches(groups: Sequence[Tensor]) -> Iterator[list[Tensor]]:
+    """Yields successive groups of features [n, d] that fit in one launch sequence.
+
+    Groups of one batch have the same width and dtype, and at most `MAX_WEIGHTS` weights, unless a
+    single group has more.
+    """
+    batch: list[Tensor] = []
+    batch_weights = 0
+    for features in groups:
+        weights = tile_count(len(features)) * BLOCK**2
+        same = not batch or (features.shape[1], features.dtype) == (
+            batch[0].shape[1],
+            batch[0].dtype,
+        )
+        if batch and (batch_weights + weights > MAX_WEIGHTS or not same):
+            yield batch
+            batch, batch_weights = [], 0
+        batch.append(features)
+        batch_weights += weights
+    if batch:
+        yield batch
+
+
 @dataclass(frozen=True, eq=False)
 class KernelGraph:
-    """The graphs of several groups, of N tokens in all; see `gprune.graph.SimilarityGraph`.
+    """The graphs of several groups, of N tokens in all; see `SimilarityGraph`.
 
     Attributes:
         counts: tokens of each group.
         norms: L2 norm of each token's features, float64 [N].
         degree: number of edges of each token, its self-loop included, int64 [N].
         row_sums: sum of each token's weights, its self-loop's 1 included, float64 [N].
-        first_copy: of each token the first one of its group with the same features, int64 [N].
+        first_copy: the first token of the same group with the same features, int64 [N].
+        layout: where each group's tokens and weights lie.
+        weights: of all tiles, float32 [tiles * BLOCK**2]; not written for tiles without edges.
+        has_edges: of each tile, int8 [tiles].
     """
 
     counts: tuple[int, ...]
@@ -257,15 +119,15 @@ class KernelGraph:
     degree: Tensor
     row_sums: Tensor
     first_copy: Tensor
-    _layout: tuple[Tensor, Tensor, Tensor]
-    _weights: Tensor
-    _edges: Tensor
+    layout: GroupLayout
+    weights: Tensor
+    has_edges: Tensor
 
     @classmethod
     def build(
         cls, features: Tensor, counts: Sequence[int], threshold: float, temperature: float
     ) -> KernelGraph:
-        """Builds the graphs; nothing is read back from the device.
+        """Builds the graphs without synchronising the device with the host.
 
         Args:
             features: of all groups, one after the other, floating point [N, d].
@@ -279,69 +141,26 @@ class KernelGraph:
         """
         check_threshold(threshold)
         check_temperature(temperature)
-        total, width = features.shape
-        if sum(counts) != total:
-            raise ValueError(f"counts={list(counts)} must sum to the {total} tokens of features")
-        device = features.device
-        if device.type == "cpu" and not triton.knobs.runtime.interpret:
-            raise ValueError(
-                "backend='triton' is for features on a GPU, got some on the CPU; move the model "
-                "there, or take backend='torch'"
-            )
-        padded = -(-width // CHANNELS) * CHANNELS
-        kind = features.dtype if features.dtype != torch.float64 else torch.float32
-        scaled = torch.empty(total, padded, dtype=kind, device=device)
-        norms = torch.empty(total, dtype=torch.float64, device=device)
-        inverse = torch.empty(total, dtype=torch.float32, device=device)
-        _prepare[(total,)](
-            features.contiguous(), scaled, norms, inverse, width, padded, PASS, EXPONENT
-        )
-        tiles = [tile_count(count) for count in counts]
-        layout = _layout(counts, tiles, device)
-        weights = torch.empty(sum(tiles) * BLOCK**2, dtype=torch.float32, device=device)
-        edges = torch.empty(sum(tiles), dtype=torch.int8, device=device)
-        most = -(-max(counts) // BLOCK)
-        parts = torch.zeros(most, total, dtype=torch.int32, device=device)
-        sums = torch.zeros(most, total, dtype=torch.float64, device=device)
-        nearest = torch.arange(total, dtype=torch.int32, device=device)
-        _tiles[(max(tiles), len(counts))](
-            scaled,
-            norms,
-            inverse,
-            *layout,
-            weights,
-            edges,
-            parts,
-            sums,
-            nearest,
-            total,
-            threshold,
-            temperature,
-            padded,
-            NEARLY_ONE,
-            BLOCK,
-            CHANNELS,
-            # Triton's interpreter takes bfloat16 for whole numbers; products are exact either way.
-            WIDE=device.type == "cpu",
-        )
-        alive = norms > 0
-        degree = parts.sum(0) + alive
+        _check_features(features, counts)
+        scaled, norms, inverse_norms = _prepare(features)
+        layout = GroupLayout.from_counts(counts, features.device)
+        tiles = _compute_tiles(scaled, norms, inverse_norms, counts, layout, threshold, temperature)
         return cls(
             tuple(counts),
             norms,
-            degree,
-            sums.sum(0) + 1,
-            confirmed_copies(features, nearest.long()),
+            tiles.partial_degrees.sum(0) + (norms > 0),
+            tiles.partial_sums.sum(0) + 1,
+            confirm_copies(features, tiles.suspected.long()),
             layout,
-            weights,
-            edges,
+            tiles.weights,
+            tiles.has_edges,
         )
 
     def propagate(self, information: Tensor, iterations: int) -> Tensor:
-        """See `SimilarityGraph.propagate`.
+        """Returns ``information @ A**iterations``, see `SimilarityGraph.propagate`.
 
         Args:
-            information: what each token starts with, [N].
+            information: initial value of each token, [N].
             iterations: number of steps t, >= 0.
 
         Returns:
@@ -355,14 +174,93 @@ class KernelGraph:
         grid = (-(-max(self.counts) // BLOCK), len(self.counts))
         for _ in range(iterations):
             following = torch.empty_like(current)
-            _step[grid](
-                current,
-                self.row_sums,
-                *self._layout,
-                self._weights,
-                self._edges,
-                following,
-                BLOCK,
+            step_kernel[grid](
+                *(current, self.row_sums, *self.layout),
+                *(self.weights, self.has_edges, following, BLOCK),
             )
             current = following
         return current
+
+
+class _Tiles(NamedTuple):
+    """What `tiles_kernel` writes.
+
+    Attributes:
+        weights, has_edges: see `KernelGraph`.
+        partial_degrees: number of edges of each token with the tokens of each block, int32
+            [blocks, N].
+        partial_sums: sum of the weights of these edges, float64 [blocks, N].
+        suspected: the first token that may be a copy of each token, int32 [N].
+    """
+
+    weights: Tensor
+    has_edges: Tensor
+    partial_degrees: Tensor
+    partial_sums: Tensor
+    suspected: Tensor
+
+
+def _check_features(features: Tensor, counts: Sequence[int]) -> None:
+    """Raises ValueError unless the kernels can run on these features; see `KernelGraph.build`."""
+    if sum(counts) != len(features):
+        raise ValueError(
+            f"counts={list(counts)} must sum to the {len(features)} tokens of features"
+        )
+    if features.device.type == "cpu" and not triton.knobs.runtime.interpret:
+        raise ValueError(
+            "backend='triton' needs features on a GPU, got features on the CPU; move the model to "
+            "a GPU or use backend='torch'"
+        )
+
+
+def _prepare(features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Runs `prepare_kernel` on features [N, d].
+
+    Returns:
+        scaled: the features, scaled by powers of two, [N, padded d]; float64 becomes float32, other
+            dtypes stay.
+        norms: of the features, float64 [N].
+        inverse_norms: 1 / the norms of ``scaled``, float32 [N]; 1 for tokens of zero norm.
+    """
+    total, width = features.shape
+    device = features.device
+    padded_width = -(-width // CHANNELS) * CHANNELS
+    dtype = features.dtype if features.dtype != torch.float64 else torch.float32
+    scaled = torch.empty(total, padded_width, dtype=dtype, device=device)
+    norms = torch.empty(total, dtype=torch.float64, device=device)
+    inverse_norms = torch.empty(total, dtype=torch.float32, device=device)
+    prepare_kernel[(total,)](
+        *(features.contiguous(), scaled, norms, inverse_norms),
+        *(width, padded_width, PASS, EXPONENT),
+    )
+    return scaled, norms, inverse_norms
+
+
+def _compute_tiles(
+    scaled: Tensor,
+    norms: Tensor,
+    inverse_norms: Tensor,
+    counts: Sequence[int],
+    layout: GroupLayout,
+    threshold: float,
+    temperature: float,
+) -> _Tiles:
+    """Allocates and computes all tiles of all groups."""
+    device = scaled.device
+    total, padded_width = scaled.shape
+    tiles = [tile_count(count) for count in counts]
+    most_blocks = -(-max(counts) // BLOCK)
+    result = _Tiles(
+        weights=torch.empty(sum(tiles) * BLOCK**2, dtype=torch.float32, device=device),
+        has_edges=torch.empty(sum(tiles), dtype=torch.int8, device=device),
+        partial_degrees=torch.zeros(most_blocks, total, dtype=torch.int32, device=device),
+        partial_sums=torch.zeros(most_blocks, total, dtype=torch.float64, device=device),
+        suspected=torch.arange(total, dtype=torch.int32, device=device),
+    )
+    tiles_kernel[(max(tiles), len(counts))](
+        *(scaled, norms, inverse_norms, *layout, *result),
+        *(total, threshold, temperature, padded_width, COPY_SIMILARITY, BLOCK, CHANNELS),
+        # Triton's interpreter takes bfloat16 for integers; products are exact either way.
+        WIDE=device.type == "cpu",
+    )
+    return result

@@ -1,4 +1,4 @@
-"""G-Prune written a second time, as plainly as its description allows, in float64 and O(n³)."""
+"""A second implementation of G-Prune, written from its description: float64 and O(n³)."""
 
 from __future__ import annotations
 
@@ -6,23 +6,23 @@ import numpy as np
 
 
 def scores(features: np.ndarray, threshold: float, temperature: float, steps: int) -> np.ndarray:
-    """Propagated information over degree for tokens of non-zero norm."""
+    """Returns propagated information over degree, [n]; features [n, d] of non-zero norm."""
     x = features.astype(np.float64)
     norms = np.sqrt((x**2).sum(1))
     unit = x / norms[:, None]
     similarity = unit @ unit.T
     np.fill_diagonal(similarity, 1.0)
-    edge = similarity >= threshold
-    logits = np.where(edge, similarity / temperature, -np.inf)
+    edges = similarity >= threshold
+    logits = np.where(edges, similarity / temperature, -np.inf)
     logits -= logits.max(1, keepdims=True)
     transition = np.exp(logits)
     transition /= transition.sum(1, keepdims=True)
     information = norms @ np.linalg.matrix_power(transition, steps)
-    return information / edge.sum(1)
+    return information / edges.sum(1)
 
 
 def margin(features: np.ndarray, threshold: float) -> float:
-    """How near any pair comes to the threshold."""
+    """Returns the least distance of a pair's cosine from the threshold; 1 without pairs."""
     x = features.astype(np.float64)
     unit = x / np.sqrt((x**2).sum(1))[:, None]
     pairs = (unit @ unit.T)[~np.eye(len(x), dtype=bool)]
@@ -30,12 +30,18 @@ def margin(features: np.ndarray, threshold: float) -> float:
 
 
 def top(values: np.ndarray, k: int) -> list[int]:
-    """The k highest, ascending; equal to nine digits counts as a tie, lowest index first."""
+    """Returns the indices of the k highest values, ascending.
+
+    Values that are equal to nine digits tie; the lowest index wins.
+    """
     rounded = np.array([float(f"{value:.9g}") for value in values])
     return sorted(np.argsort(-rounded, kind="stable")[:k].tolist())
 
 
 def gap_at(values: np.ndarray, k: int) -> float:
-    """Relative gap between the last score kept and the first dropped; 1 if nothing is dropped."""
+    """Returns the relative gap between the last kept value and the first dropped one.
+
+    It is 1 if nothing is dropped.
+    """
     order = np.sort(values)[::-1]
     return 1.0 if k >= len(order) else float((order[k - 1] - order[k]) / order[k - 1])

@@ -1,4 +1,4 @@
-"""The kernels compile for GPUs, none of which is needed for that: down to machine code."""
+"""The kernels compile to GPU machine code; no GPU is needed for that."""
 
 from __future__ import annotations
 
@@ -7,79 +7,79 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.compiler import compile as compiled
 
-from gprune.graph import NEARLY_ONE
-from gprune.graph import triton as kernels
+from gprune.graph import COPY_SIMILARITY
+from gprune.graph.triton import BLOCK, CHANNELS, EXPONENT, PASS
+from gprune.graph.triton_kernels import prepare_kernel, step_kernel, tiles_kernel
 
-LAYOUT = {"starts": "*i64", "counts": "*i64", "places": "*i64"}
-WEIGHTS = {"weights": "*fp32", "edges": "*i8"}
-# What a GPU's tensor cores are called in its code: A100's, H100's.
+LAYOUT = {"starts": "*i64", "counts": "*i64", "offsets": "*i64"}
+WEIGHTS = {"weights": "*fp32", "has_edges": "*i8"}
+# The tensor cores' instruction for each compute capability: 8.0 (A100) and 9.0 (H100).
 TENSOR_CORES = {80: "mma.sync", 90: "wgmma.mma_async"}
 
 
 def source(kernel, arguments: dict[str, str], constants: dict[str, object]) -> ASTSource:
-    """A kernel with the types of its arguments and values of its constants, as a call has them."""
+    """Returns a kernel with the types of its arguments and the values of its constants."""
     types = {**arguments, **dict.fromkeys(constants, "constexpr")}
     order = {name: types[name] for name in kernel.arg_names}
-    # Tensors begin at multiples of 16 bytes.
+    # A launch finds that tensors begin at multiples of 16 bytes.
     aligned = {
-        (place,): [["tt.divisibility", 16]]
-        for place, kind in enumerate(order.values())
-        if kind.startswith("*")
+        (index,): [["tt.divisibility", 16]]
+        for index, type_name in enumerate(order.values())
+        if type_name.startswith("*")
     }
     return ASTSource(fn=kernel, signature=order, constexprs=constants, attrs=aligned)
 
 
-@pytest.mark.parametrize("generation", TENSOR_CORES)
-@pytest.mark.parametrize("kind", ["bf16", "fp16", "fp32"])
-def test_tiles(kind, generation):
+@pytest.mark.parametrize("capability", TENSOR_CORES)
+@pytest.mark.parametrize("dtype", ["bf16", "fp16", "fp32"])
+def test_tiles_kernel(dtype, capability):
     arguments = {
-        "scaled": f"*{kind}",
+        "scaled": f"*{dtype}",
         "norms": "*fp64",
-        "inverse": "*fp32",
+        "inverse_norms": "*fp32",
         **LAYOUT,
         **WEIGHTS,
-        "parts": "*i32",
-        "sums": "*fp64",
-        "nearest": "*i32",
-        "total": "i32",
+        "partial_degrees": "*i32",
+        "partial_sums": "*fp64",
+        "suspected": "*i32",
+        "token_count": "i32",
         "threshold": "fp32",
         "temperature": "fp32",
     }
     constants = {
-        "padded": 4096,
-        "nearly": NEARLY_ONE,
-        "BLOCK": kernels.BLOCK,
-        "CHANNELS": kernels.CHANNELS,
+        "padded_width": 4096,
+        "copy_similarity": COPY_SIMILARITY,
+        "BLOCK": BLOCK,
+        "CHANNELS": CHANNELS,
         "WIDE": False,
     }
-    kernel = compiled(
-        source(kernels._tiles, arguments, constants), GPUTarget("cuda", generation, 32)
-    )
+    target = GPUTarget("cuda", capability, 32)
+    kernel = compiled(source(tiles_kernel, arguments, constants), target)
     assert kernel.asm["cubin"]
-    # 16-bit products go to tensor cores; float32 ones, which they would round, do not.
-    assert (TENSOR_CORES[generation] in kernel.asm["ptx"]) == (kind != "fp32")
-    assert ".local" not in kernel.asm["ptx"]  # nothing that does not fit into registers
+    # 16-bit products use tensor cores; float32 products, which these would round, do not.
+    assert (TENSOR_CORES[capability] in kernel.asm["ptx"]) == (dtype != "fp32")
+    assert ".local" not in kernel.asm["ptx"]  # no arrays in local memory: all fits in registers
     assert kernel.metadata.shared <= 96 * 1024
 
 
-@pytest.mark.parametrize("generation", TENSOR_CORES)
-def test_the_others(generation):
-    target = GPUTarget("cuda", generation, 32)
-    for kind in ("bf16", "fp16", "fp32", "fp64"):
-        scaled = "fp32" if kind == "fp64" else kind
+@pytest.mark.parametrize("capability", TENSOR_CORES)
+def test_prepare_kernel_and_step_kernel(capability):
+    target = GPUTarget("cuda", capability, 32)
+    for dtype in ("bf16", "fp16", "fp32", "fp64"):
+        scaled = "fp32" if dtype == "fp64" else dtype
         arguments = {
-            "features": f"*{kind}",
+            "features": f"*{dtype}",
             "scaled": f"*{scaled}",
             "norms": "*fp64",
-            "inverse": "*fp32",
+            "inverse_norms": "*fp32",
         }
         constants = {
             "width": 1000,
-            "padded": 1024,
-            "PASS": kernels.PASS,
-            "EXPONENT": kernels.EXPONENT,
+            "padded_width": 1024,
+            "PASS": PASS,
+            "EXPONENT": EXPONENT,
         }
-        assert compiled(source(kernels._prepare, arguments, constants), target).asm["cubin"]
+        assert compiled(source(prepare_kernel, arguments, constants), target).asm["cubin"]
     arguments = {"information": "*fp64", "row_sums": "*fp64", **LAYOUT, **WEIGHTS, "out": "*fp64"}
-    step = compiled(source(kernels._step, arguments, {"BLOCK": kernels.BLOCK}), target)
+    step = compiled(source(step_kernel, arguments, {"BLOCK": BLOCK}), target)
     assert ".local" not in step.asm["ptx"]

@@ -1,7 +1,7 @@
-"""The Triton kernels in Triton's interpreter, beside the torch form and the obvious one.
+"""The Triton kernels in Triton's interpreter, beside the torch form and the reference.
 
-The interpreter runs a kernel's own source on the CPU, one program after another. It shows that what
-is computed is right; that it compiles, and how fast it is, only a GPU can show.
+The interpreter runs a kernel's own source on the CPU, one program after another. It shows that the
+results are right. `test_compiling` shows that they compile; only a GPU can show how fast they are.
 """
 
 from __future__ import annotations
@@ -14,10 +14,11 @@ import triton.language as tl
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gprune import GPrune, ThumbnailGuided, VisualTokens, WeightedGPrune, kept_count, kernels
+from gprune import GPrune, ThumbnailGuided, VisualTokens, WeightedGPrune, kept_count
 from gprune.evaluation.bench import selection_times
-from gprune.graph import SimilarityGraph
-from tests import reference
+from gprune.graph import SimilarityGraph, triton_kernels
+from gprune.graph import triton as kernels
+from tests.graph import reference
 from tests.hf.batches import make_batch
 from tests.hf.models import SPECIMENS
 from tests.pruners.test_gprune import KINDS, make_features
@@ -31,18 +32,18 @@ def test_the_interpreter_is_on():
 
 
 @triton.jit
-def _places(out, count: tl.constexpr):
+def _positions(out, count: tl.constexpr):
     tile = tl.arange(0, count) * 37
-    row, column = kernels._place(tile)
+    row, column = triton_kernels.tile_position(tile)
     tl.store(out + tl.arange(0, count), row)
     tl.store(out + count + tl.arange(0, count), column)
 
 
 def test_tiles_are_numbered_row_by_row():
-    """Up to those of 100,000 tokens, where the root of a float32 rounds."""
+    """Up to the tiles of 100,000 tokens, where a float32 square root rounds."""
     count = 2**15
     out = torch.zeros(2, count, dtype=torch.int32)
-    _places[(1,)](out, count)
+    _positions[(1,)](out, count)
     tile = torch.arange(count) * 37
     row, column = out.long()
     assert torch.equal(row * (row + 1) // 2 + column, tile)
@@ -50,8 +51,8 @@ def test_tiles_are_numbered_row_by_row():
     assert row.max() * kernels.BLOCK > 90_000
 
 
-def together(counts: list[int], d: int, dtype: torch.dtype, seed: int) -> torch.Tensor:
-    """Groups of all kinds, one after another, with copies and tokens of zero norm."""
+def mixed_groups(counts: list[int], d: int, dtype: torch.dtype, seed: int) -> torch.Tensor:
+    """Returns groups of all kinds, concatenated, with copies and tokens of zero norm."""
     parts = [
         make_features(KINDS[(i + seed) % 4], n, d, seed + i, torch.float32)
         for i, n in enumerate(counts)
@@ -70,9 +71,9 @@ def together(counts: list[int], d: int, dtype: torch.dtype, seed: int) -> torch.
     ("counts", "d"), [([70, 1, 130, 64], 48), ([65], 3), ([128, 200], 200), ([1], 1)]
 )
 def test_the_graphs_of_several_groups(counts, d, dtype):
-    x = together(counts, d, dtype, seed=len(counts))
+    x = mixed_groups(counts, d, dtype, seed=len(counts))
     graph = kernels.KernelGraph.build(x, counts, 0.5, 0.03)
-    held = graph.propagate(graph.norms, 5)
+    result = graph.propagate(graph.norms, 5)
     start = 0
     for count in counts:
         part = slice(start, start + count)
@@ -80,12 +81,12 @@ def test_the_graphs_of_several_groups(counts, d, dtype):
         assert torch.equal(graph.degree[part], expected.degree)
         assert torch.equal(graph.first_copy[part] - start, expected.first_copy)
         torch.testing.assert_close(graph.norms[part], expected.norms, rtol=1e-12, atol=0)
-        alive = expected.degree > 0
-        sums = expected.row_sums()[alive]
-        torch.testing.assert_close(graph.row_sums[part][alive], sums, rtol=1e-5, atol=0)
-        theirs = expected.propagate(expected.norms, 5)
-        # Norms differ by 1e50: relative to each, but not below what a huge neighbour rounds to.
-        torch.testing.assert_close(held[part], theirs, rtol=1e-4, atol=1e-8 * float(theirs.max()))
+        connected = expected.degree > 0
+        sums = expected.row_sums()[connected]
+        torch.testing.assert_close(graph.row_sums[part][connected], sums, rtol=1e-5, atol=0)
+        dense = expected.propagate(expected.norms, 5)
+        # Norms differ by 1e50: a small value may be off by the rounding of a huge neighbour's.
+        torch.testing.assert_close(result[part], dense, rtol=1e-4, atol=1e-8 * float(dense.max()))
         start += count
 
 
@@ -103,12 +104,12 @@ def test_thresholds_and_temperatures(threshold, temperature):
 
 
 def test_information_is_conserved():
-    x = together([90, 40], 32, torch.float32, seed=1)
+    x = mixed_groups([90, 40], 32, torch.float32, seed=1)
     graph = kernels.KernelGraph.build(x, [90, 40], 0.5, 0.03)
     information = torch.rand(130, dtype=torch.float64) * (graph.degree > 0)
     for part in (slice(0, 90), slice(90, 130)):
-        held = graph.propagate(information, 5)[part]
-        torch.testing.assert_close(held.sum(), information[part].sum(), rtol=1e-6, atol=0)
+        result = graph.propagate(information, 5)[part]
+        torch.testing.assert_close(result.sum(), information[part].sum(), rtol=1e-6, atol=0)
     assert torch.equal(graph.propagate(information, 0), information)
 
 
@@ -119,10 +120,10 @@ def test_selects_what_the_reference_selects(kind, dtype):
     scores = reference.scores(x.float().numpy(), 0.5, 0.03, 5)
     for keep in (0.1, 0.36, 0.9):
         k = kept_count(150, keep)
-        chosen = GPrune(keep, backend="triton").select(VisualTokens(x)).tolist()
-        if chosen != reference.top(scores, k):
-            close = reference.margin(x.float().numpy(), 0.5) < 1e-6
-            assert close or reference.gap_at(scores, k) < 1e-5
+        kept = GPrune(keep, backend="triton").select(VisualTokens(x)).tolist()
+        if kept != reference.top(scores, k):
+            near_threshold = reference.margin(x.float().numpy(), 0.5) < 1e-6
+            assert near_threshold or reference.gap_at(scores, k) < 1e-5
 
 
 @settings(max_examples=20, deadline=None)
@@ -135,16 +136,16 @@ def test_selects_what_the_reference_selects(kind, dtype):
 )
 def test_selects_what_torch_selects(n, d, seed, kind, keep):
     x = make_features(kind, n, d, seed)
-    chosen = GPrune(keep, backend="triton").select(VisualTokens(x)).tolist()
+    kept = GPrune(keep, backend="triton").select(VisualTokens(x)).tolist()
     expected = GPrune(keep).select(VisualTokens(x)).tolist()
-    if chosen != expected:
+    if kept != expected:
         scores = reference.scores(x.numpy(), 0.5, 0.03, 5)
-        close = reference.margin(x.numpy(), 0.5) < 1e-6
-        assert close or reference.gap_at(scores, len(expected)) < 1e-5
+        near_threshold = reference.margin(x.numpy(), 0.5) < 1e-6
+        assert near_threshold or reference.gap_at(scores, len(expected)) < 1e-5
 
 
-def groups() -> list[VisualTokens]:
-    """Two images' groups: plain, with protected tokens, of other widths and dtypes."""
+def make_groups() -> list[VisualTokens]:
+    """Returns groups of several images: with protected tokens, and of several widths and dtypes."""
     grid = (8, 9)
     protected = torch.zeros(72, dtype=torch.bool)
     protected[[3, 40, 71]] = True
@@ -158,80 +159,81 @@ def groups() -> list[VisualTokens]:
     ]
 
 
-def equal(one, other) -> bool:
+def equal(first, second) -> bool:
+    """Returns whether two lists of kept indices and members are equal."""
     return all(
-        torch.equal(kept, also)
-        and (into is None) == (too is None)
-        and (into is None or torch.equal(into, too))
-        for (kept, into), (also, too) in zip(one, other, strict=True)
+        torch.equal(kept, other_kept)
+        and (members is None) == (other_members is None)
+        and (members is None or torch.equal(members, other_members))
+        for (kept, members), (other_kept, other_members) in zip(first, second, strict=True)
     )
 
 
 @pytest.mark.parametrize("make", [GPrune, WeightedGPrune])
-def test_many_images_as_each_alone_and_as_torch(make, monkeypatch):
-    every = groups()
-    images = [every[:2], every[2:3], every[3:]]
+def test_many_images_equal_single_images_and_torch(make, monkeypatch):
+    groups = make_groups()
+    images = [groups[:2], groups[2:3], groups[3:]]
     pruner = make(0.3, backend="triton")
     reduced = pruner.reduce_images(images)
-    for image, found in zip(images, reduced, strict=True):
-        assert equal(found, make(0.3).reduce_groups(image))
-        assert equal(found, [pruner.reduce_groups([tokens])[0] for tokens in image])
-    # A launch sequence for every group: the same.
-    monkeypatch.setattr(kernels, "ENTRIES", 1)
-    for found, again in zip(reduced, pruner.reduce_images(images), strict=True):
-        assert equal(found, again)
+    for image, result in zip(images, reduced, strict=True):
+        assert equal(result, make(0.3).reduce_groups(image))
+        assert equal(result, [pruner.reduce_groups([tokens])[0] for tokens in image])
+    # One launch sequence per group gives the same.
+    monkeypatch.setattr(kernels, "MAX_WEIGHTS", 1)
+    for result, again in zip(reduced, pruner.reduce_images(images), strict=True):
+        assert equal(result, again)
 
 
-def test_scores_do_not_depend_on_what_else_is_in_the_batch():
-    """Bit for bit."""
-    plain = [tokens for tokens in groups() if tokens.features.shape[1] == 16]
+def test_scores_do_not_depend_on_the_rest_of_the_batch():
+    """They are equal bit for bit."""
+    groups = [tokens for tokens in make_groups() if tokens.features.shape[1] == 16]
     pruner = GPrune(0.3, backend="triton")
-    for tokens, scores in zip(plain, pruner._scores(plain), strict=True):
+    for tokens, scores in zip(groups, pruner._scores(groups), strict=True):
         assert torch.equal(pruner.score(tokens), scores)
 
 
 @pytest.fixture
-def built(monkeypatch):
-    """The counts of each launch sequence."""
-    every = []
+def launches(monkeypatch):
+    """Records the counts of each launch sequence."""
+    recorded = []
     build = kernels.KernelGraph.build
     monkeypatch.setattr(
         kernels.KernelGraph,
         "build",
-        lambda x, counts, *a: every.append(counts) or build(x, counts, *a),
+        lambda x, counts, *a: recorded.append(counts) or build(x, counts, *a),
     )
-    return every
+    return recorded
 
 
-def test_one_launch_sequence_for_all_images(built):
+def test_one_launch_sequence_for_all_images(launches):
     images = [[VisualTokens(make_features("random", n, 8, n))] for n in (20, 30, 10)]
     GPrune(0.5, backend="triton").reduce_images(images)
-    assert built == [[20, 30, 10]]
+    assert launches == [[20, 30, 10]]
 
 
 @torch.no_grad()
-def test_inside_a_model(built):
-    """Batches of images in groups of several sizes: what torch keeps, in one launch sequence."""
+def test_inside_a_model(launches):
+    """A batch of images in groups of several sizes keeps what torch keeps, in one sequence."""
     specimen = SPECIMENS["llava_next"]
     model = specimen.build()
     batch = make_batch(specimen, model, [2, 1])
     with GPrune(0.4, backend="triton")(model) as pruned:
         logits = model(**batch.inputs).logits
         kept = pruned.kept
-    assert len(built) == 1
-    assert len(built[0]) == 6
+    assert len(launches) == 1
+    assert len(launches[0]) == 6
     with GPrune(0.4)(model) as pruned:
         assert torch.equal(logits, model(**batch.inputs).logits)
         assert len(kept) == len(pruned.kept)
-    for one, other in zip(kept, pruned.kept, strict=True):
-        assert [group.indices.tolist() for group in one] == [g.indices.tolist() for g in other]
+    for ours, theirs in zip(kept, pruned.kept, strict=True):
+        assert [group.indices.tolist() for group in ours] == [g.indices.tolist() for g in theirs]
 
 
 def test_a_budget_that_divides_a_group():
-    every = groups()[:2]
+    groups = make_groups()[:2]
     policy = ThumbnailGuided(0.3)
     assert equal(
-        GPrune(policy, backend="triton").reduce_groups(every), GPrune(policy).reduce_groups(every)
+        GPrune(policy, backend="triton").reduce_groups(groups), GPrune(policy).reduce_groups(groups)
     )
 
 
@@ -251,11 +253,11 @@ def test_bad_values_are_refused():
 
 def test_a_cpu_without_the_interpreter_is_refused(monkeypatch):
     monkeypatch.setattr(triton.knobs.runtime, "interpret", False)
-    with pytest.raises(ValueError, match="is for features on a GPU, got some on the CPU"):
+    with pytest.raises(ValueError, match="needs features on a GPU, got features on the CPU"):
         GPrune(0.5, backend="triton").select(VisualTokens(torch.rand(8, 4)))
 
 
-def test_the_benchmark_times_them_beside_the_other_forms():
-    """In the interpreter the times mean nothing, but what was timed selects the same tokens."""
+def test_the_benchmark_times_the_kernels_too():
+    """In the interpreter the times mean nothing, but all forms must select the same tokens."""
     row = selection_times(100, 16, ["gprune"], repeats=1, dtype=torch.bfloat16, kernels=True)
     assert set(row["milliseconds"]) == {"product", "matrix_power", "gprune", "gprune_triton"}
