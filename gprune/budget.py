@@ -1,6 +1,6 @@
 """How many tokens to keep.
 
-Integer arithmetic, because two processes that floor a float product independently (a serving
+Everything is integer arithmetic: two processes that floor a float product independently (a serving
 frontend and its worker, say) can disagree by one token.
 """
 
@@ -10,37 +10,43 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from gprune.tokens import VisualTokens
+MILLION = 1_000_000
 
-PARTS = 1_000_000
-
-# What a group can be: a whole image, LLaVA-NeXT's thumbnail or its canvas of tiles, one tile, or
+# The kinds of groups: a whole image, LLaVA-NeXT's thumbnail or its canvas of tiles, one tile, or
 # one frame of a video.
-KINDS = ("image", "thumbnail", "canvas", "tile", "frame")
+GROUP_KINDS = ("image", "thumbnail", "canvas", "tile", "frame")
 
 Budget: TypeAlias = float | int
-# One budget for all groups, one for each kind of group, or a function that is given the groups of
-# an image (or video) and returns a budget (or `Shares`) for each.
-Keep: TypeAlias = Budget | Mapping[str, Budget] | Callable[[Sequence["VisualTokens"]], Any]
+# One budget for all groups, one for each kind of group, or a function that takes the groups of an
+# image or video (`gprune.tokens.VisualTokens`) and returns a budget (or `PartBudgets`) for each.
+Keep: TypeAlias = Budget | Mapping[str, Budget] | Callable[[Sequence[Any]], Any]
+
+
+class GroupOfTokens(Protocol):
+    """What a budget depends on: `gprune.tokens.VisualTokens`, which this module must not import."""
+
+    @property
+    def kind(self) -> str:
+        """One of `GROUP_KINDS`."""
 
 
 @dataclass(frozen=True, eq=False)
-class Shares:
-    """A group's budget dealt out to parts of it, in each of which a pruner chooses by itself.
+class PartBudgets:
+    """A group's budget, divided among parts of the group that are pruned separately.
 
     Attributes:
-        parts: rows of the group and the grid that they form (or None), for each part; every row of
-            the group is in one part.
-        counts: how many tokens of each part to keep, protected ones apart; 0 is allowed, but not
-            for all.
+        parts: for each part its rows in the group, int64 [m], and the (rows, columns) of the grid
+            that they form, or None; every row of the group is in exactly one part.
+        counts: how many tokens to keep of each part, protected tokens not counted; 0 is allowed,
+            but not for all.
 
     Raises:
-        ValueError: the two have different lengths, a count is negative, or all are 0.
+        ValueError: ``parts`` and ``counts`` differ in length, a count is negative, or all are 0.
     """
 
     parts: Sequence[tuple[Tensor, tuple[int, int] | None]]
@@ -51,7 +57,7 @@ class Shares:
         if bad or not sum(self.counts):
             raise ValueError(
                 f"counts={list(self.counts)} must be one number >= 0 for each of the "
-                f"{len(self.parts)} parts, and one of them above 0"
+                f"{len(self.parts)} parts, and at least one of them above 0"
             )
 
 
@@ -59,7 +65,7 @@ def check_keep(keep: float | int) -> float | int:
     """Returns ``keep`` as a plain float or int.
 
     Raises:
-        TypeError: ``keep`` is no number (a bool is none).
+        TypeError: ``keep`` is not a number; a bool does not count as one.
         ValueError: a ratio outside (0, 1], or a count below 1.
     """
     if isinstance(keep, bool) or not isinstance(keep, Real):
@@ -82,40 +88,61 @@ def check_keep(keep: float | int) -> float | int:
     return float(keep)
 
 
-def check_rule(keep: Keep) -> Keep:
-    """Returns ``keep`` as it is stored: a number, a plain dict of numbers, or a function.
+def parse_keep(text: str) -> float | int:
+    """Parses a budget from text: ``0.36`` is a share, ``64`` a count, ``1`` everything.
 
     Raises:
-        TypeError, ValueError: see `check_keep`; or a mapping names no kind of group, or an unknown
-            one.
+        ValueError: ``text`` is not a number.
+
+    Examples:
+        >>> parse_keep("0.36"), parse_keep("64"), parse_keep("1")
+        (0.36, 64, 1.0)
+    """
+    try:
+        number = float(text)
+    except ValueError:
+        raise ValueError(
+            f"keep={text!r} is no number; write 0.36 for 36% of the tokens or 64 for 64 of them"
+        ) from None
+    return int(text) if text.strip().isdigit() and number != 1 else number
+
+
+def check_rule(keep: Keep) -> Keep:
+    """Returns ``keep`` in the form in which it is stored: a number, a dict, or a function.
+
+    Raises:
+        TypeError, ValueError: see `check_keep`; or a mapping is empty or has an unknown kind.
     """
     if callable(keep):
         return keep
     if not isinstance(keep, Mapping):
         return check_keep(keep)
-    unknown = [kind for kind in keep if kind not in KINDS]
+    unknown = [kind for kind in keep if kind not in GROUP_KINDS]
     if unknown or not keep:
         raise ValueError(
             f"keep={dict(keep)!r} must map kinds of groups to budgets; the kinds are "
-            f"{', '.join(KINDS)}"
+            f"{', '.join(GROUP_KINDS)}"
         )
     return {kind: check_keep(budget) for kind, budget in keep.items()}
 
 
-def budgets(keep: Keep, groups: Sequence[VisualTokens]) -> list[Budget | Shares]:
-    """The budget of each group of one image.
+def budgets(keep: Keep, groups: Sequence[GroupOfTokens]) -> list[Budget | PartBudgets]:
+    """Returns the budget of each group of one image.
 
     Raises:
-        TypeError, ValueError: a mapping has no entry for a group's kind, or a function returned
-            something else than one budget a group.
+        TypeError, ValueError: a mapping has no entry for a group's kind, or a function does not
+            return one valid budget for each group.
     """
     if callable(keep):
-        given = list(keep(groups))
-        if len(given) != len(groups):
+        returned = list(keep(groups))
+        if len(returned) != len(groups):
             raise ValueError(
-                f"keep returned {len(given)} budgets for {len(groups)} groups; return one for each"
+                f"keep returned {len(returned)} budgets for {len(groups)} groups; "
+                "return one for each"
             )
-        return [budget if isinstance(budget, Shares) else check_keep(budget) for budget in given]
+        return [
+            budget if isinstance(budget, PartBudgets) else check_keep(budget) for budget in returned
+        ]
     if not isinstance(keep, Mapping):
         return [keep] * len(groups)
     missing = sorted({group.kind for group in groups} - set(keep))
@@ -127,46 +154,48 @@ def budgets(keep: Keep, groups: Sequence[VisualTokens]) -> list[Budget | Shares]
 
 
 def parts_per_million(keep: float) -> int:
-    """A ratio as the integer that every engine computes with."""
-    return round(keep * PARTS)
+    """Returns a ratio as the integer that every engine computes with."""
+    return round(keep * MILLION)
 
 
 def kept_count(n: int, keep: float | int) -> int:
-    """How many of ``n`` tokens ``keep`` retains: at least 1, at most ``n``.
+    """Returns how many of ``n`` tokens to keep: at least 1, at most ``n``.
 
-    A float is a retention ratio, of which ``floor(n * keep)`` is taken in integer parts per
-    million; an int is a count. ``keep=1.0`` is every token, ``keep=1`` a single one.
+    A float is a retention ratio: ``floor(n * keep)``, computed in integer parts per million. An int
+    is a count. ``keep=1.0`` is every token, ``keep=1`` a single one.
 
     Raises:
         TypeError, ValueError: see `check_keep`; or ``n`` is below 1.
 
-    >>> kept_count(576, 0.36), kept_count(576, 64), kept_count(576, 1.0), kept_count(576, 1)
-    (207, 64, 576, 1)
+    Examples:
+        >>> kept_count(576, 0.36), kept_count(576, 64), kept_count(576, 1.0), kept_count(576, 1)
+        (207, 64, 576, 1)
     """
     if n < 1:
         raise ValueError(f"n={n} must be at least 1: an empty group has nothing to keep")
     keep = check_keep(keep)
-    wanted = keep if isinstance(keep, int) else n * parts_per_million(keep) // PARTS
+    wanted = keep if isinstance(keep, int) else n * parts_per_million(keep) // MILLION
     return min(n, max(1, wanted))
 
 
 def apportion(total: int, weights: Sequence[int], sizes: Sequence[int]) -> list[int]:
-    """Deals ``total`` tokens out in proportion to ``weights``, at most ``sizes[i]`` to the i-th.
+    """Divides ``total`` tokens in proportion to ``weights``, at most ``sizes[i]`` for part i.
 
-    What a full part cannot take goes to the others by their weights; what is left over after
-    rounding down goes to the largest remainders, ties to the first. Integers throughout.
+    What exceeds the size of a part goes to the others by their weights. What remains after rounding
+    down goes to the largest remainders, ties to the first. Integers throughout.
 
     Raises:
-        ValueError: a part has a size but no weight, or the sizes do not hold ``total``.
+        ValueError: a part has a size but no weight, or the sizes sum to less than ``total``.
 
-    >>> apportion(10, [1, 1, 2], [10, 10, 10]), apportion(10, [1, 1, 2], [10, 10, 3])
-    ([3, 2, 5], [4, 3, 3])
+    Examples:
+        >>> apportion(10, [1, 1, 2], [10, 10, 10]), apportion(10, [1, 1, 2], [10, 10, 3])
+        ([3, 2, 5], [4, 3, 3])
     """
-    light = any(weight < min(size, 1) for weight, size in zip(weights, sizes, strict=True))
-    if light or not 0 <= total <= sum(sizes):
+    too_light = any(weight < min(size, 1) for weight, size in zip(weights, sizes, strict=True))
+    if too_light or not 0 <= total <= sum(sizes):
         raise ValueError(
-            f"total={total} cannot be dealt out by weights={list(weights)} to sizes={list(sizes)}: "
-            "weights must be at least 1 and the sizes must hold the total"
+            f"total={total} cannot be divided by weights={list(weights)} among "
+            f"sizes={list(sizes)}: weights must be at least 1 and the sizes must hold the total"
         )
     counts = [0] * len(weights)
     rest = list(range(len(weights)))
@@ -182,7 +211,7 @@ def apportion(total: int, weights: Sequence[int], sizes: Sequence[int]) -> list[
     for part in rest:
         counts[part] = total * weights[part] // weight
     left = total - sum(counts[part] for part in rest)
-    order = sorted(rest, key=lambda part: -(total * weights[part] % weight))
-    for part in order[:left]:
+    by_remainder = sorted(rest, key=lambda part: -(total * weights[part] % weight))
+    for part in by_remainder[:left]:
         counts[part] += 1
     return counts

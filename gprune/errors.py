@@ -1,10 +1,10 @@
-"""The errors that have a name of their own; everything else is a ValueError or TypeError."""
+"""Errors with a class of their own; all others are a ValueError or a TypeError."""
 
 from __future__ import annotations
 
 
 class UnsupportedModelError(TypeError):
-    """The model's family, or the way it is set up, is not supported."""
+    """The model's family, or its configuration, is not supported."""
 
 
 class UnsupportedVersionError(RuntimeError):

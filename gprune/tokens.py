@@ -1,4 +1,4 @@
-"""What a pruner sees of one group of visual tokens."""
+"""What a pruner receives: the visual tokens of one group."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from numbers import Integral
 import torch
 from torch import Tensor
 
-from gprune.budget import KINDS
+from gprune.budget import GROUP_KINDS
 from gprune.device import require_finite
 
-# What methods can read beside the features: the field that holds it, and what it is.
+# What a method can read besides the features: the field of `VisualTokens`, and its description.
 SIGNALS = {
     "cls_attention": ("attention", "the attention of the vision encoder's CLS token"),
     "attention": ("attention", "the attention that tokens receive in the vision encoder"),
@@ -22,33 +22,34 @@ SIGNALS = {
     "text": ("text", "embeddings of the question"),
 }
 
-# Signals with one row for each token.
-PER_TOKEN = ("attention", "object_attention", "keys", "aligned")
+# Fields with one row for each token, besides features and positions.
+PER_TOKEN_FIELDS = ("attention", "object_attention", "keys", "aligned")
 
 
 @dataclass(frozen=True, eq=False)
 class VisualTokens:
-    """One group: tokens that are pruned together (an image, a thumbnail, a tile canvas, a frame).
+    """Tokens that are pruned together: an image, a thumbnail, a canvas of tiles, or a frame.
 
     Attributes:
         features: projected visual features, after the projector and before the language model,
             [n, d], floating point.
-        grid: (rows, columns) when the tokens form a raster, rows first.
-        positions: where each token lies, [n, 2]; derived from ``grid`` by `coordinates`.
-        attention: attention that each token received in the vision encoder, averaged over heads:
-            from its CLS token, or the mean over all of its tokens, [n].
-        object_attention: the mean that each token received in a middle layer of it, [n].
-        keys: of the tokens in that encoder's attention, [n, c].
+        grid: (rows, columns) if the tokens form a raster in row-major order.
+        positions: (row, column) of each token, [n, 2]; by default those of ``grid``, see
+            `coordinates`.
+        attention: attention that each token receives in the vision encoder, averaged over heads:
+            from its CLS token, or the mean over all queries, [n].
+        object_attention: mean attention that each token receives in a middle layer of it, [n].
+        keys: keys of the tokens in the encoder's attention, [n, c].
         text: embeddings of the question, [m, e].
-        aligned: the tokens in the space of ``text``, [n, e]; where absent, ``features`` are.
-        protected: bool [n]; true for tokens that are always kept. They are no candidates: a pruner
-            neither ranks them nor counts them against its budget.
+        aligned: the tokens in the embedding space of ``text``, [n, e]; ``features`` if None.
+        protected: bool [n]; true for tokens that are always kept. A pruner does not rank them, and
+            they do not count against its budget.
         kind: ``image``, ``thumbnail``, ``canvas`` (of tiles), ``tile`` or ``frame``; budgets can
-            differ by it.
+            differ by kind.
 
     Raises:
-        TypeError: a signal is no tensor, or the grid no pair of whole numbers.
-        ValueError: a shape does not fit, or the group is empty. Values are checked in
+        TypeError: a signal is not a tensor, or the grid is not a pair of integers.
+        ValueError: a shape does not fit, or the group is empty. Values are checked later, in
             `Pruner.select`, see `check_values`.
     """
 
@@ -64,9 +65,24 @@ class VisualTokens:
     aligned: Tensor | None = None
 
     def __post_init__(self) -> None:
-        if self.kind not in KINDS:
-            raise ValueError(f"kind={self.kind!r} must be one of {', '.join(KINDS)}")
-        self._require_tensor("features", self.features)
+        if self.kind not in GROUP_KINDS:
+            raise ValueError(f"kind={self.kind!r} must be one of {', '.join(GROUP_KINDS)}")
+        self._check_features()
+        n = len(self)
+        if self.grid is not None:
+            check_grid(self.grid, n)
+        check_shape("positions", self.positions, [n, 2])
+        check_shape("attention", self.attention, [n])
+        check_shape("object_attention", self.object_attention, [n])
+        check_shape("protected", self.protected, [n])
+        if self.protected is not None and self.protected.dtype != torch.bool:
+            raise ValueError(f"protected must be a bool tensor, got {self.protected.dtype}")
+        check_rows("keys", self.keys, n)
+        check_rows("aligned", self.aligned, n)
+        self._check_text()
+
+    def _check_features(self) -> None:
+        check_tensor("features", self.features)
         shape = list(self.features.shape)
         if self.features.ndim != 2:
             raise ValueError(
@@ -74,79 +90,45 @@ class VisualTokens:
             )
         if not self.features.is_floating_point():
             raise ValueError(f"features must be floating point, got {self.features.dtype}")
-        n, d = shape
-        if n == 0 or d == 0:
+        if 0 in shape:
             raise ValueError(
                 f"features of shape {shape} are empty: a group needs at least one token and one "
                 "channel; leave the group out instead"
             )
-        if self.grid is not None:
-            self._require_grid(self.grid, n)
-        self._require_shape("positions", self.positions, [n, 2])
-        self._require_shape("attention", self.attention, [n])
-        self._require_shape("object_attention", self.object_attention, [n])
-        self._require_shape("protected", self.protected, [n])
-        if self.protected is not None and self.protected.dtype != torch.bool:
-            raise ValueError(f"protected must be a bool tensor, got {self.protected.dtype}")
-        for name in ("keys", "aligned"):
-            self._require_rows(name, getattr(self, name), n)
-        width = d if self.aligned is None else self.aligned.shape[1]
+
+    def _check_text(self) -> None:
         if self.text is None:
             return
-        self._require_tensor("text", self.text)
+        check_tensor("text", self.text)
+        width = self.in_text_space().shape[1]
         if self.text.ndim != 2 or self.text.shape[1] != width or self.text.shape[0] < 1:
             raise ValueError(
                 f"text must have shape [m, {width}] with m >= 1, got shape {list(self.text.shape)}"
             )
 
-    @staticmethod
-    def _require_grid(grid: tuple[int, int], n: int) -> None:
-        pair = isinstance(grid, Sequence) and len(grid) == 2
-        if not pair or not all(isinstance(size, Integral) for size in grid):
-            raise TypeError(f"grid must be (rows, columns), two whole numbers; got {grid!r}")
-        if min(grid) < 1 or grid[0] * grid[1] != n:
-            raise ValueError(
-                f"grid={grid} has {grid[0] * grid[1]} cells but features have {n} rows; pass the "
-                "(rows, columns) of this group, or grid=None when it is no raster"
-            )
-
-    @staticmethod
-    def _require_tensor(name: str, value: Tensor) -> None:
-        if not isinstance(value, Tensor):
-            raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")
-
-    @classmethod
-    def _require_rows(cls, name: str, value: Tensor | None, n: int) -> None:
-        if value is None:
-            return
-        cls._require_tensor(name, value)
-        if value.ndim != 2 or value.shape[0] != n or value.shape[1] < 1:
-            raise ValueError(f"{name} must have shape [{n}, e], got shape {list(value.shape)}")
-
-    @classmethod
-    def _require_shape(cls, name: str, value: Tensor | None, shape: list[int]) -> None:
-        if value is None:
-            return
-        cls._require_tensor(name, value)
-        if list(value.shape) != shape:
-            raise ValueError(f"{name} must have shape {shape}, got shape {list(value.shape)}")
-
     def __len__(self) -> int:
         return self.features.shape[0]
 
     def check_values(self) -> None:
-        """Requires finite values; on an accelerator the report comes later (see `gprune.device`).
+        """Checks that all values are finite; on an accelerator the error comes later.
+
+        See `gprune.device`.
 
         Raises:
-            ValueError: NaN or infinite values, or some beyond float32's range.
+            ValueError: a value is NaN, infinite, or beyond float32's range.
         """
-        for name in ("features", "positions", "text", *PER_TOKEN):
+        for name in ("features", "positions", "text", *PER_TOKEN_FIELDS):
             values = getattr(self, name)
             if values is not None and values.is_floating_point():
                 require_finite(values, name)
 
     def subset(self, rows: Tensor, grid: tuple[int, int] | None = None) -> VisualTokens:
-        """The tokens at ``rows`` [k] alone, of which ``grid`` may be the raster; not protected."""
+        """Returns the tokens at ``rows``, int64 [k], as a group without protected tokens.
+
+        Args:
+            rows: indices of the tokens.
+            grid: (rows, columns) of the raster that they form, or None.
+        """
 
         def pick(values: Tensor | None) -> Tensor | None:
             return None if values is None else values[rows]
@@ -165,11 +147,11 @@ class VisualTokens:
         )
 
     def in_text_space(self) -> Tensor:
-        """The tokens where they can be compared with ``text``, [n, e]."""
+        """Returns the tokens in the embedding space of ``text``, [n, e]."""
         return self.features if self.aligned is None else self.aligned
 
     def coordinates(self) -> Tensor:
-        """Positions [n, 2] as (row, column): those given, else those of the grid.
+        """Returns the (row, column) of each token, [n, 2]: ``positions``, or those of the grid.
 
         Raises:
             ValueError: there are neither positions nor a grid.
@@ -181,3 +163,71 @@ class VisualTokens:
         rows, columns = self.grid
         index = torch.arange(rows * columns, device=self.features.device)
         return torch.stack([index // columns, index % columns], 1)
+
+
+@dataclass(frozen=True, eq=False)
+class Group:
+    """The rows of an image's (or video's) features that are pruned together.
+
+    Attributes:
+        rows: row indices into the features, int64 [n], ascending.
+        grid: (rows, columns) of the raster that they form, or None.
+        kind: one of `gprune.budget.GROUP_KINDS`.
+    """
+
+    rows: Tensor
+    grid: tuple[int, int] | None
+    kind: str = "image"
+
+
+def check_grid(grid: tuple[int, int], n: int) -> None:
+    """Checks that ``grid`` is a pair of integers whose product is ``n``.
+
+    Raises:
+        TypeError: it is not a pair of integers.
+        ValueError: it does not have ``n`` cells.
+    """
+    pair = isinstance(grid, Sequence) and len(grid) == 2
+    if not pair or not all(isinstance(size, Integral) for size in grid):
+        raise TypeError(f"grid must be (rows, columns), two whole numbers; got {grid!r}")
+    if min(grid) < 1 or grid[0] * grid[1] != n:
+        raise ValueError(
+            f"grid={grid} has {grid[0] * grid[1]} cells but features have {n} rows; pass the "
+            "(rows, columns) of this group, or grid=None if it is not a raster"
+        )
+
+
+def check_tensor(name: str, value: Tensor) -> None:
+    """Checks that a field is a tensor.
+
+    Raises:
+        TypeError: it is not.
+    """
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")
+
+
+def check_rows(name: str, value: Tensor | None, n: int) -> None:
+    """Checks that a field, if given, has shape [n, e] with e >= 1.
+
+    Raises:
+        TypeError, ValueError: it does not.
+    """
+    if value is None:
+        return
+    check_tensor(name, value)
+    if value.ndim != 2 or value.shape[0] != n or value.shape[1] < 1:
+        raise ValueError(f"{name} must have shape [{n}, e], got shape {list(value.shape)}")
+
+
+def check_shape(name: str, value: Tensor | None, shape: list[int]) -> None:
+    """Checks that a field, if given, has exactly the shape ``shape``.
+
+    Raises:
+        TypeError, ValueError: it does not.
+    """
+    if value is None:
+        return
+    check_tensor(name, value)
+    if list(value.shape) != shape:
+        raise ValueError(f"{name} must have shape {shape}, got shape {list(value.shape)}")

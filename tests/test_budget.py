@@ -46,7 +46,7 @@ def test_out_of_range(keep):
 
 
 @pytest.mark.parametrize("keep", [True, None, "0.5", 1 + 2j])
-def test_no_number(keep):
+def test_not_a_number(keep):
     with pytest.raises(TypeError, match="keep must be"):
         GPrune(keep)
 
@@ -64,7 +64,7 @@ def test_a_budget_for_each_kind():
     assert RandomPruner({"tile": 2}).select(tile).shape == (2,)
 
 
-def test_what_a_function_returns_is_checked_at_once():
+def test_the_result_of_a_function_is_checked():
     tile = VisualTokens(torch.ones(4, 2), kind="tile")
     with pytest.raises(TypeError, match="keep must be"):
         budgets(lambda groups: [True], [tile])
@@ -86,7 +86,7 @@ def test_bad_rules(keep, error, message):
         RandomPruner(keep)
 
 
-def test_rules_that_do_not_fit_the_groups():
+def test_mappings_and_functions_that_do_not_fit_the_groups():
     tile = VisualTokens(torch.ones(4, 2), kind="tile")
     with pytest.raises(ValueError, match="no budget for groups of kind tile"):
         RandomPruner({"frame": 2}).select(tile)

@@ -30,7 +30,7 @@ def test_bad_shapes(fields, message):
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), 1e39, -1e300])
 @pytest.mark.parametrize("name", ["features", "attention", "text", "positions"])
 def test_values_that_cannot_be_ranked(name, value):
-    """In float64 too many are finite to be compared, as everything is, in float32."""
+    """Values are compared in float32, so a float64 value beyond its range is refused too."""
     shapes = {"features": (4, 8), "attention": (4,), "text": (2, 8), "positions": (4, 2)}
     fields = {"features": torch.ones(4, 8), name: torch.ones(shapes[name])}
     fields[name] = fields[name].to(torch.float64 if abs(value) < torch.inf else torch.float32)
@@ -60,6 +60,6 @@ def test_coordinates():
         ({"attention": [0.1] * 6}, "attention must be a tensor, got list"),
     ],
 )
-def test_what_is_no_tensor_is_named(fields, message):
+def test_a_field_of_the_wrong_type_is_named(fields, message):
     with pytest.raises(TypeError, match=message):
         VisualTokens(**{"features": torch.ones(6, 4), **fields})

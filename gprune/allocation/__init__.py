@@ -1,1 +1,1 @@
-"""Budgets over an image's tiles or over images."""
+"""Functions for ``keep``: budgets that depend on an image's content or on its thumbnail."""

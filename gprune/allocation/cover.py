@@ -1,4 +1,4 @@
-"""Budgets that follow how hard an image is to cover, at the same average."""
+"""Budgets that depend on how many tokens cover an image, with a fixed average over images."""
 
 from __future__ import annotations
 
@@ -9,32 +9,34 @@ from typing import Self
 from torch import Tensor
 
 from gprune.budget import check_keep, kept_count
-from gprune.pruners.base import check_weight
-from gprune.pruners.cover import GraphCover
+from gprune.pruners.graph_cover import GraphCover
+from gprune.pruners.joint_distance import POSITION_WEIGHT
+from gprune.pruners.validation import check_weight
 from gprune.tokens import VisualTokens
 
 
 @dataclass(frozen=True)
 class CoverBudget:
-    """A ``keep`` that spends tokens where the graph says that an image is complex.
+    """A ``keep`` that keeps more tokens of complex images.
 
-    Of every group as many tokens are kept as `GraphCover` needs to leave none farther than
-    ``radius`` from a kept one: few for a plain wall, many for a page of text. The radius is what
-    images have in common, so an average over images is met by finding the radius on some of them:
+    Keeps of every group as many tokens as `GraphCover` needs to leave none farther than ``radius``
+    from a kept one: few for a plain wall, many for a page of text. All images share the radius, so
+    an average over images is met by finding the radius on some of them:
 
-    >>> budget = CoverBudget.calibrated(0.25, groups)  # doctest: +SKIP
-    >>> with GraphCover(keep=budget)(model):  # doctest: +SKIP
-    ...     model.generate(**inputs)
+    Examples:
+        >>> budget = CoverBudget.calibrated(0.25, groups)  # doctest: +SKIP
+        >>> with GraphCover(keep=budget)(model):  # doctest: +SKIP
+        ...     model.generate(**inputs)
 
-    It serves any method; how many tokens an image keeps is not known before it is encoded, so an
-    engine that reserves places beforehand needs a fixed ``keep`` instead.
+    It works with any method. How many tokens an image keeps is not known before it is encoded, so
+    an engine that reserves placeholders beforehand needs a fixed ``keep``.
 
     Attributes:
         radius: largest distance D of `GraphCover` (not squared) that a dropped token may have from
             the nearest kept one, >= 0; smaller keeps more.
-        least: share of a group's tokens that is always kept, in (0, 1].
-        most: share that is never exceeded, ``least`` to 1.
-        place: weight of where tokens lie, see `GraphCover`.
+        least: least share of a group's tokens to keep, in (0, 1].
+        most: largest share to keep, ``least`` to 1.
+        place: weight of positions against features, see `GraphCover`.
 
     Raises:
         TypeError, ValueError: a number is out of range.
@@ -43,7 +45,7 @@ class CoverBudget:
     radius: float
     least: float = 0.01
     most: float = 1.0
-    place: float = 1.0
+    place: float = POSITION_WEIGHT
 
     def __post_init__(self) -> None:
         check_weight("radius", self.radius)
@@ -60,19 +62,18 @@ class CoverBudget:
         groups: Iterable[VisualTokens],
         least: float | None = None,
         most: float | None = None,
-        place: float = 1.0,
+        place: float = POSITION_WEIGHT,
     ) -> Self:
-        """The budget that keeps ``average`` of the tokens of some representative groups.
+        """Returns the budget that keeps ``average`` of the tokens of some representative groups.
+
+        Its radius is the smallest whose average does not exceed ``average``.
 
         Args:
             average: share of all tokens of the groups, in (0, 1).
-            groups: tokens of images like those to come; each is looked at once.
-            least: share that every group keeps; half the average by default.
-            most: share that no group exceeds; twice the average by default, at most 1.
-            place: weight of where tokens lie.
-
-        Returns:
-            the smallest radius whose average does not exceed ``average``, as a budget.
+            groups: tokens of images like those to come; iterated over once.
+            least: least share of every group; half the average by default.
+            most: largest share of a group; twice the average by default, at most 1.
+            place: weight of positions against features.
 
         Raises:
             TypeError, ValueError: a number is out of range, or there are no groups.
@@ -83,33 +84,48 @@ class CoverBudget:
         bounds = cls(0.0, least, most, place)  # raises for shares out of range
         if not least <= average <= most:
             raise ValueError(f"average={average} must lie between least={least} and most={most}")
-        free = map(unprotected, groups)
-        curves = [(len(tokens), bounds.radii(tokens)) for tokens in free]
-        if not curves:
+        sizes_and_radii = [
+            (len(tokens), bounds.radii(tokens)) for tokens in map(candidates, groups)
+        ]
+        if not sizes_and_radii:
             raise ValueError("groups are empty: pass the tokens of some representative images")
-        wanted = sum(n for n, _ in curves) * average
+        wanted = sum(n for n, _ in sizes_and_radii) * average
+        radius = bounds.smallest_radius(sizes_and_radii, wanted)
+        return cls(radius, least, most, place)
 
-        def spent(radius: float) -> int:
-            return sum(bounds.count(n, radii, radius) for n, radii in curves)
+    def smallest_radius(
+        self, sizes_and_radii: Sequence[tuple[int, Tensor]], wanted: float
+    ) -> float:
+        """Returns the smallest radius at which groups keep at most ``wanted`` tokens in total.
 
-        # Fewer tokens are kept the larger the radius is; only radii that occur make a difference.
-        candidates = sorted({radius for _, radii in curves for radius in radii.tolist()})
-        low, high = 0, len(candidates) - 1
+        Args:
+            sizes_and_radii: of each group the number of tokens and its `radii`.
+            wanted: number of tokens; more are kept if ``least`` requires it.
+        """
+
+        def total(radius: float) -> int:
+            return sum(self.count(n, radii, radius) for n, radii in sizes_and_radii)
+
+        # The total falls as the radius grows, and changes only at radii of some group.
+        distinct = sorted({radius for _, radii in sizes_and_radii for radius in radii.tolist()})
+        low, high = 0, len(distinct) - 1
         while low < high:
             middle = (low + high) // 2
-            if spent(candidates[middle]) <= wanted:
+            if total(distinct[middle]) <= wanted:
                 high = middle
             else:
                 low = middle + 1
-        return cls(candidates[low], least, most, place)
+        return distinct[low]
 
     def __call__(self, groups: Sequence[VisualTokens]) -> list[int]:
-        """How many tokens of each group to keep."""
-        free = map(unprotected, groups)
-        return [self.count(len(tokens), self.radii(tokens), self.radius) for tokens in free]
+        """Returns how many tokens of each group to keep, protected ones not counted."""
+        return [
+            self.count(len(tokens), self.radii(tokens), self.radius)
+            for tokens in map(candidates, groups)
+        ]
 
     def radii(self, tokens: VisualTokens) -> Tensor:
-        """The radius that is left with each number of centres from ``least`` to ``most``.
+        """Returns the covering radius of each number of centres from ``least`` to ``most``.
 
         Returns:
             float64 [m], not increasing.
@@ -117,25 +133,39 @@ class CoverBudget:
         n = len(tokens)
         first, last = kept_count(n, self.least), kept_count(n, self.most)
         squared, order = GraphCover(1.0, place=self.place).centres(tokens, last)
-        # [last, n]: distance of every token to the nearest of the first centres.
+        # [last, n], distance of every token to the nearest of the first centres.
         nearest = squared[order].cummin(0).values
         radii = nearest.amax(1).clamp(min=0).double().sqrt()
         return radii[first - 1 :]
 
     def count(self, n: int, radii: Tensor, radius: float) -> int:
-        """How many of ``n`` tokens leave none farther than ``radius`` from a kept one."""
+        """Returns how many of ``n`` tokens leave none farther than ``radius`` from a kept one.
+
+        Args:
+            n: number of tokens.
+            radii: what `radii` returns for them.
+            radius: the largest distance allowed.
+        """
         enough = int((radii > radius).sum())
         return kept_count(n, self.least) + min(enough, len(radii) - 1)
 
 
 def require_share(name: str, share: float, example: str) -> None:
-    """Raises TypeError for a count, ValueError for a share outside (0, 1]."""
+    """Checks that ``share`` is a float in (0, 1].
+
+    Raises:
+        TypeError: it is a count.
+        ValueError: it is out of range.
+    """
     if not isinstance(check_keep(share), float):
         raise TypeError(f"{name}={share} must be a share in (0, 1] such as {example}, not a count")
 
 
-def unprotected(tokens: VisualTokens) -> VisualTokens:
-    """The candidates of a group; all of it where none is left, since a budget is for some token."""
+def candidates(tokens: VisualTokens) -> VisualTokens:
+    """Returns the unprotected tokens of a group, or the group if all are protected.
+
+    A budget is at least one token, so it needs a group that is not empty.
+    """
     if tokens.protected is None:
         return tokens
     rows = (~tokens.protected).nonzero().squeeze(1)

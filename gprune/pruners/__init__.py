@@ -1,141 +1,66 @@
-"""The pruning methods, by name."""
+"""The pruning methods, one file each, and the contract that they implement.
 
-from __future__ import annotations
+This is the only list of methods: each class registers itself under its name when it is imported
+here, and `gprune` exports every name imported here. The order is that of `gprune.methods()`.
+"""
 
-import difflib
-from typing import Any
+# isort: skip_file
+from types import ModuleType as _ModuleType
 
-from gprune.budget import Keep
-from gprune.pruners.base import Pruner, ScorePruner
-from gprune.pruners.baselines import L2NormPruner, RandomPruner, UniformGridPruner
-from gprune.pruners.cdpruner import CDPruner
-from gprune.pruners.cover import GraphCover
-from gprune.pruners.d2pruner import D2Pruner
-from gprune.pruners.decoder import DecoderPruner
-from gprune.pruners.diversity import DART, DivPrune
-from gprune.pruners.downsampling import Downsampling
-from gprune.pruners.fastv import FastV
-from gprune.pruners.gprune import GPrune
-from gprune.pruners.hiprune import HiPrune
-from gprune.pruners.holov import HoloV
-from gprune.pruners.merging import AveragePooling, ToMe
-from gprune.pruners.prumerge import PruMerge, PruMergePlus
-from gprune.pruners.pyramid import PyramidDrop
-from gprune.pruners.scope import SCOPE
-from gprune.pruners.sparsevlm import SparseVLM
-from gprune.pruners.text_cover import TextCover
-from gprune.pruners.todre import ToDRE
-from gprune.pruners.trim import TRIM
-from gprune.pruners.video import EVS, VidCom2
-from gprune.pruners.visionzip import VisionZip
-from gprune.pruners.vispruner import VisPruner
-from gprune.pruners.vlm_pruner import VLMPruner
-from gprune.pruners.weighted import WeightedCover, WeightedGPrune
+from gprune.pruners.base import Pruner as Pruner, ScorePruner as ScorePruner
+from gprune.pruners.reduction import Reduction as Reduction
+from gprune.pruners.registry import (
+    METHODS as METHODS,
+    RECOMMENDED as RECOMMENDED,
+    RECOMMENDED_REASON as RECOMMENDED_REASON,
+    group_methods as group_methods,
+    make as make,
+    methods as methods,
+    register as register,
+)
 
-METHODS: dict[str, type[Pruner]] = {
-    method.name: method
-    for method in (
-        GPrune,
-        GraphCover,
-        WeightedCover,
-        WeightedGPrune,
-        DivPrune,
-        DART,
-        ToDRE,
-        ToMe,
-        AveragePooling,
-        VisionZip,
-        VisPruner,
-        HiPrune,
-        PruMerge,
-        PruMergePlus,
-        TRIM,
-        CDPruner,
-        TextCover,
-        SCOPE,
-        HoloV,
-        D2Pruner,
-        VLMPruner,
-        RandomPruner,
-        UniformGridPruner,
-        L2NormPruner,
-        Downsampling,
-        FastV,
-        PyramidDrop,
-        SparseVLM,
-        EVS,
-        VidCom2,
-    )
-}
+# Methods that read features only.
+from gprune.pruners.gprune import GPrune as GPrune
+from gprune.pruners.graph_cover import GraphCover as GraphCover
+from gprune.pruners.weighted_cover import WeightedCover as WeightedCover
+from gprune.pruners.weighted_gprune import WeightedGPrune as WeightedGPrune
+from gprune.pruners.divprune import DivPrune as DivPrune
+from gprune.pruners.dart import DART as DART
+from gprune.pruners.todre import ToDRE as ToDRE
+from gprune.pruners.tome import ToMe as ToMe
+from gprune.pruners.average_pooling import AveragePooling as AveragePooling
 
-# What the evidence in README.md says to take by default.
-RECOMMENDED = GraphCover.name
+# Methods that read the vision encoder's attention or the question.
+from gprune.pruners.visionzip import VisionZip as VisionZip
+from gprune.pruners.vispruner import VisPruner as VisPruner
+from gprune.pruners.hiprune import HiPrune as HiPrune
+from gprune.pruners.prumerge import PruMerge as PruMerge
+from gprune.pruners.prumerge_plus import PruMergePlus as PruMergePlus
+from gprune.pruners.trim import TRIM as TRIM
+from gprune.pruners.cdpruner import CDPruner as CDPruner
+from gprune.pruners.text_cover import TextCover as TextCover
+from gprune.pruners.scope import SCOPE as SCOPE
+from gprune.pruners.holov import HoloV as HoloV
+from gprune.pruners.d2pruner import D2Pruner as D2Pruner
+from gprune.pruners.vlm_pruner import VLMPruner as VLMPruner
 
+# Baselines.
+from gprune.pruners.random_subset import RandomPruner as RandomPruner
+from gprune.pruners.uniform_grid import UniformGridPruner as UniformGridPruner
+from gprune.pruners.l2_norm import L2NormPruner as L2NormPruner
+from gprune.pruners.downsampling import Downsampling as Downsampling
 
-def methods() -> list[str]:
-    """The name of every method, G-Prune first."""
-    return list(METHODS)
+# Methods inside the language model, and methods for videos.
+from gprune.pruners.decoder import DecoderPruner as DecoderPruner
+from gprune.pruners.fastv import FastV as FastV
+from gprune.pruners.pyramiddrop import PyramidDrop as PyramidDrop
+from gprune.pruners.sparsevlm import SparseVLM as SparseVLM
+from gprune.pruners.evs import EVS as EVS
+from gprune.pruners.vidcom2 import VidCom2 as VidCom2
 
-
-def group_methods() -> list[str]:
-    """The methods that choose from the tokens of one group, whatever it is of: `Pruner.select`."""
-    return [name for name, method in METHODS.items() if method.scope == "group"]
-
-
-def make(name: str, keep: Keep, **options: Any) -> Pruner:
-    """Builds a method by name: ``make("gprune", keep=0.36, threshold=0.7)``.
-
-    ``recommended`` is the one that the evidence of this project recommends.
-
-    Raises:
-        ValueError: there is no such method, or ``keep`` or an option is out of range.
-        TypeError: the method has no such option.
-    """
-    name = RECOMMENDED if name == "recommended" else name
-    if name not in METHODS:
-        near = difflib.get_close_matches(name, [*METHODS, "recommended"], 1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        raise ValueError(
-            f"method {name!r} is unknown; {hint}choose one of {', '.join(METHODS)}, or recommended"
-        )
-    return METHODS[name](keep, **options)
-
-
+# Without the modules of this package, which `import *` would export too.
 __all__ = [
-    "DART",
-    "EVS",
-    "SCOPE",
-    "TRIM",
-    "AveragePooling",
-    "CDPruner",
-    "D2Pruner",
-    "DecoderPruner",
-    "DivPrune",
-    "Downsampling",
-    "FastV",
-    "GPrune",
-    "GraphCover",
-    "HiPrune",
-    "HoloV",
-    "L2NormPruner",
-    "PruMerge",
-    "PruMergePlus",
-    "Pruner",
-    "PyramidDrop",
-    "RandomPruner",
-    "ScorePruner",
-    "SparseVLM",
-    "TextCover",
-    "ToDRE",
-    "ToMe",
-    "UniformGridPruner",
-    "VLMPruner",
-    "VidCom2",
-    "VisPruner",
-    "VisionZip",
-    "WeightedCover",
-    "WeightedGPrune",
-    "group_methods",
-    "make",
-    "methods",
+    name
+    for name, value in list(globals().items())
+    if not name.startswith("_") and not isinstance(value, _ModuleType)
 ]

@@ -1,4 +1,4 @@
-"""CDPruner: diverse tokens that matter to the question, by a determinantal point process."""
+"""CDPruner: diverse and relevant tokens, by a determinantal point process."""
 
 from __future__ import annotations
 
@@ -8,23 +8,24 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from gprune import graph
-from gprune.graph import CosineRows, cosine_similarity
+from gprune.graph import CosineRows, cosine_similarity, dense_fits
 from gprune.pruners.base import Pruner
-from gprune.pruners.diversity import RowReader
+from gprune.pruners.greedy import RowReader
+from gprune.pruners.registry import register
 from gprune.pruners.relevance import relevance
 from gprune.tokens import VisualTokens
 
-# Keeps the least relevant token possible, as in the released code.
-LEAST = 1e-6
-# Share of a token's variance left after conditioning, below which it is a combination of those
-# chosen, but for the rounding of float32 similarities.
-EXHAUSTED = 1e-6
+# ε: keeps the weight of the least relevant token above 0, as in the released code.
+RELEVANCE_FLOOR = 1e-6
+# If less than this share of a token's variance is left after conditioning, the token is a linear
+# combination of those chosen, up to the rounding of float32 similarities.
+EXHAUSTED_SHARE = 1e-6
 
 
+@register
 @dataclass(frozen=True)
 class CDPruner(Pruner):
-    """Greedy MAP of a determinantal point process that is conditioned on the question.
+    """Diverse tokens that are relevant to the question (conditional determinantal process).
 
     Zhang, Liu, Li, Lu, Zhang, Pan, She, Zhang: "Beyond Attention or Similarity: Maximizing
     Conditional Diversity for Token Pruning in MLLMs", NeurIPS 2025, arXiv 2506.10967.
@@ -32,13 +33,14 @@ class CDPruner(Pruner):
         kernel = diag(r) · S · diag(r),   S the cosine similarity of features,
         r = (relevance − min + ε) / (max − min + ε)
 
-    and the set grows, k times, by the token that raises the determinant of its kernel most (Chen,
-    Zhang, Zhou: "Fast Greedy MAP Inference for Determinantal Point Process", NeurIPS 2018).
+    Greedy MAP inference adds, k times, the token that raises the determinant of the set's kernel
+    most (Chen, Zhang, Zhou: "Fast Greedy MAP Inference for Determinantal Point Process", NeurIPS
+    2018).
 
     Relevance is the mean cosine of a token with the question's embeddings: those of the language
-    model itself. With a CLIP text tower, as the paper has it for LLaVA, tokens are compared in
-    CLIP's space; there relevance is the negative cosine, as in the released code, because patches
-    of CLIP are the less similar to a text the more they show of it.
+    model itself. With a CLIP text tower, as in the paper for LLaVA, tokens are compared in CLIP's
+    space; there relevance is the negative cosine, as in the released code, because CLIP's patches
+    are less similar to a text the more they show of it.
 
     Attributes:
         keep: retention ratio in (0, 1], or a count >= 1 (see `Pruner`).
@@ -51,28 +53,28 @@ class CDPruner(Pruner):
     signals: ClassVar[tuple[str, ...]] = ("text",)
 
     def weights(self, tokens: VisualTokens) -> Tensor:
-        """r of every token, float64 [n]."""
+        """Returns r of every token, float64 [n]."""
         weights = relevance(tokens).double()
-        weights = weights - weights.min() + LEAST
+        weights = weights - weights.min() + RELEVANCE_FLOOR
         return weights / weights.max()
 
     def kernel(self, tokens: VisualTokens) -> Tensor:
-        """The kernel of the process, float64 [n, n]."""
+        """Returns the kernel of the process, float64 [n, n]."""
         weights = self.weights(tokens)
         similarity = cosine_similarity(tokens.features).double()
         return weights[:, None] * similarity * weights
 
     def choose(self, tokens: VisualTokens, k: int) -> Tensor:
-        if len(tokens) > graph.WHOLE:
+        if not dense_fits(len(tokens)):
             kernel = KernelRows(CosineRows(tokens.features), self.weights(tokens))
             return greedy_map(kernel, k)[0].sort().values
         return greedy_map(self.kernel(tokens), k)[0].sort().values
 
 
 class KernelRows:
-    """`CDPruner.kernel` row by row, for more tokens than there is memory for the whole matrix.
+    """Rows of `CDPruner.kernel`, for more tokens than `gprune.graph.dense_fits` allows.
 
-    Indexed by tokens [r] it gives float64 [r, n], the entries of the matrix.
+    Indexed by tokens [r] it gives the matrix's own entries, float64 [r, n].
     """
 
     def __init__(self, similarity: CosineRows, weights: Tensor) -> None:
@@ -83,28 +85,29 @@ class KernelRows:
         return self.weights[rows].unsqueeze(1) * self.similarity[rows].double() * self.weights
 
     def diagonal(self) -> Tensor:
-        """Of the kernel, [n]."""
+        """Returns the diagonal of the kernel, [n]."""
         return self.weights * self.similarity.diagonal().double() * self.weights
 
 
 def greedy_map(kernel: Tensor | KernelRows, k: int) -> tuple[Tensor, Tensor]:
-    """The set of ``k`` whose kernel has the largest determinant, greedily.
+    """Chooses ``k`` tokens greedily so that the determinant of their kernel is large.
 
     Args:
-        kernel: positive semidefinite, float64 [n, n], or what gives its rows; k rows are read, and
-            a factor of [k, n] is held.
+        kernel: positive semidefinite, float64 [n, n], or an object with its rows; k rows are read,
+            and a factor of [k, n] is held.
         k: how many to choose, 1 to n. Beyond the kernel's rank the lowest indices follow.
 
     Returns:
-        int64 [k] in the order of choice, and by what each multiplied the determinant, [k].
+        chosen: int64 [k] in the order of choice.
+        gains: the factor by which each multiplied the determinant, [k].
     """
-    rows = RowReader(kernel, ahead=not isinstance(kernel, Tensor))
-    left = kernel.diagonal().clone()  # by what each token would multiply the determinant
-    factor = left.new_zeros(k, len(left))  # rows of the Cholesky factor, as far as it is known
-    least = EXHAUSTED * left
+    rows = RowReader(kernel, prefetch=not isinstance(kernel, Tensor))
+    left = kernel.diagonal().clone()  # the gain of each token if it were chosen next
+    factor = left.new_zeros(k, len(left))  # the first rows of the Cholesky factor
+    least = EXHAUSTED_SHARE * left
     chosen, gains = [], []
     for step in range(k):
-        following = left.argmax(keepdim=True)  # the first of several
+        following = left.argmax(keepdim=True)  # the first of ties
         gain = left.index_select(0, following)
         known = factor[:step]
         row = rows.row(following, left)
@@ -113,7 +116,7 @@ def greedy_map(kernel: Tensor | KernelRows, k: int) -> tuple[Tensor, Tensor]:
         factor[step] = row
         after = left - row.square()
         after = torch.where(after > least, after, 0)
-        # Those chosen stay at -1, below every gain.
+        # Chosen tokens stay at -1, below every gain.
         left = torch.where(left < 0, -1, after).index_fill(0, following, -1)
         chosen.append(following)
         gains.append(gain)

@@ -1,4 +1,4 @@
-"""D²Pruner: attention without its bias to places, then an independent set of the rest."""
+"""D²Pruner: debiased attention, then an independent set of the other tokens."""
 
 from __future__ import annotations
 
@@ -8,35 +8,37 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from gprune import graph
-from gprune.graph import CosineRows, cosine_similarity
-from gprune.pruners.base import Pruner, check_share
-from gprune.pruners.diversity import RowReader
+from gprune.graph import CosineRows, cosine_similarity, dense_fits
+from gprune.pruners.base import Pruner
+from gprune.pruners.greedy import RowReader
+from gprune.pruners.registry import register
+from gprune.pruners.validation import check_share
 from gprune.tokens import VisualTokens
 
 
+@register
 @dataclass(frozen=True)
 class D2Pruner(Pruner):
-    """Pivots by debiased attention, then a maximal independent set; the form before the LLM.
+    """Pivots by debiased attention, then tokens unlike their neighbours (an independent set).
 
     Zhang, Yu, Wu, Wen, Yan, Ding, Qi, Zhang: "D²Pruner: Debiased Importance and Structural
     Diversity for MLLM Token Pruning", AAAI 2026, arXiv 2512.19443.
 
     Pivots, a share of the budget, are the tokens of the highest importance. The others form a graph
-    with an edge between two that lie beside each other or whose cosine similarity reaches
-    ``threshold``; the most important token that is free is kept and its neighbours are no longer
-    free, until the budget is met. Where none is free before that, all that are not kept are free
-    again: the next independent set.
+    with an edge between two that are adjacent in the raster or whose cosine similarity reaches
+    ``threshold``. The most important free token is kept and its neighbours are no longer free,
+    until the budget is met. If no token is free before that, all that are not kept become free
+    again, which starts the next independent set.
 
-    The paper ranks by attention inside the language model and divides out how much of it a place
-    gets whatever it shows. Here, before the language model, the vision encoder's attention stands
-    for it, and the importance of the token at row r and column c is
+    The paper ranks by attention inside the language model and divides out its positional bias: the
+    attention that a position gets whatever it shows. Here, before the language model, the vision
+    encoder's attention is used, and the importance of the token at row r and column c is
 
         a(r, c) · mean(a) / (mean of row r · mean of column c)
 
-    attention relative to what its row and its column get in the same picture. Without a grid
-    attention counts as it is, and neighbours are those in the sequence. Share, distance and
-    threshold are this project's choice.
+    that is, attention relative to what its row and its column get in the same picture. Without a
+    grid attention is not debiased, and neighbours are those in the sequence. The share of pivots,
+    the distance and the threshold are this project's choice.
 
     Attributes:
         keep: retention ratio in (0, 1], or a count >= 1 (see `Pruner`).
@@ -60,19 +62,19 @@ class D2Pruner(Pruner):
             raise ValueError(f"threshold={self.threshold} must be a cosine similarity in [-1, 1]")
 
     def importance(self, tokens: VisualTokens) -> Tensor:
-        """Attention relative to that of its row and column, float32 [n]."""
+        """Returns attention relative to that of row and column, float32 [n]."""
         assert tokens.attention is not None  # by `signals`
         attention = tokens.attention.double()
         if tokens.grid is None:
             return attention.float()
         raster = attention.view(tokens.grid)
-        usual = raster.mean(1, keepdim=True) * raster.mean(0, keepdim=True)
-        debiased = torch.where(usual > 0, raster * raster.mean() / usual, 0)
+        expected = raster.mean(1, keepdim=True) * raster.mean(0, keepdim=True)
+        debiased = torch.where(expected > 0, raster * raster.mean() / expected, 0)
         return debiased.flatten().float()
 
     def neighbours(self, tokens: VisualTokens) -> Tensor | Neighbours:
-        """Which tokens are neighbours, bool [n, n], or what gives its rows."""
-        if len(tokens) > graph.WHOLE:
+        """Returns which tokens are neighbours, bool [n, n], or an object with its rows."""
+        if not dense_fits(len(tokens)):
             return Neighbours(tokens, CosineRows(tokens.features), self.threshold)
         similarity = cosine_similarity(tokens.features)
         every = torch.arange(len(tokens), device=similarity.device)
@@ -85,7 +87,7 @@ class D2Pruner(Pruner):
         kept = torch.zeros(len(tokens), dtype=torch.bool, device=order.device)
         kept[order[:pivots]] = True
         neighbours = self.neighbours(tokens)
-        rows = RowReader(neighbours, ahead=not isinstance(neighbours, Tensor))
+        rows = RowReader(neighbours, prefetch=not isinstance(neighbours, Tensor))
         free = ~kept
         chosen = [order[:pivots]]
         for _ in range(k - pivots):
@@ -99,9 +101,9 @@ class D2Pruner(Pruner):
 
 
 class Neighbours:
-    """Which tokens lie beside each other or are alike; rows of a matrix, bool [r, n].
+    """Which tokens are adjacent or similar: rows of a matrix, bool [r, n].
 
-    No token is its own neighbour.
+    Indexed by tokens [r]. No token is its own neighbour.
     """
 
     def __init__(
@@ -109,12 +111,12 @@ class Neighbours:
     ) -> None:
         index = torch.arange(len(tokens), device=tokens.features.device)
         columns = tokens.grid[1] if tokens.grid else len(tokens)
-        self._place = index // columns, index % columns
+        self._coordinates = index // columns, index % columns
         self._similarity = similarity
         self._threshold = threshold
 
     def __getitem__(self, rows: Tensor, /) -> Tensor:
-        down, across = ((x[rows].unsqueeze(1) - x).abs_() for x in self._place)
-        near = down.add_(across) <= 1
-        near |= self._similarity[rows] >= self._threshold
-        return near.scatter_(1, rows.unsqueeze(1), False)
+        down, across = ((x[rows].unsqueeze(1) - x).abs_() for x in self._coordinates)
+        adjacent = down.add_(across) <= 1
+        adjacent |= self._similarity[rows] >= self._threshold
+        return adjacent.scatter_(1, rows.unsqueeze(1), False)

@@ -1,4 +1,4 @@
-"""What the methods have in common that prune between two layers of the language model."""
+"""The contract of methods that prune between two layers of the language model."""
 
 from __future__ import annotations
 
@@ -11,18 +11,20 @@ import torch
 from torch import Tensor
 
 from gprune.budget import kept_count
-from gprune.pruners.base import Pruner, highest
+from gprune.pruners.base import Pruner
+from gprune.pruners.ranking import highest
+from gprune.pruners.reduction import Reduction
 from gprune.tokens import VisualTokens
 
 
 @dataclass(frozen=True, eq=False)
 class DecoderTokens:
-    """The visual tokens of one prompt on their way from one layer into the next.
+    """The visual tokens of one prompt between two layers.
 
     Attributes:
         hidden: their hidden states, [n, d].
-        attention: what each rater pays to each of them, the mean over heads, float32 [r, n].
-        total: how many the prompt had in the first layer.
+        attention: of each rater to each token, averaged over heads, float32 [r, n].
+        total: number of visual tokens that the prompt has in the first layer.
     """
 
     hidden: Tensor
@@ -38,24 +40,24 @@ class DecoderPruner(Pruner):
     """A method that drops visual tokens inside the language model, at one layer or at several.
 
     All visual tokens of a prompt are ranked together, whatever image they belong to, by attention
-    that is recomputed for a few queries: SDPA and FlashAttention stay on. What a family always
-    keeps (the ends of a canvas's rows) is kept here too and does not count. The layers before the
-    first stage see everything, so the same ``keep`` costs more than it does before the language
-    model; `gprune.costs.saving` takes the tokens of every layer.
+    that is recomputed for a few queries, so SDPA and FlashAttention stay in use. Tokens that a
+    family always keeps (the ends of a canvas's rows) are kept here too and do not count. The layers
+    before the first stage process all tokens, so the same ``keep`` costs more than it does before
+    the language model; `gprune.costs.saving` takes the number of tokens in every layer.
 
-    Hidden states depend in their last digits on the batch and on the device. So does the choice
-    between tokens whose scores are as good as equal.
+    The last digits of hidden states depend on the batch and on the device, and so does the choice
+    between tokens whose scores are nearly equal.
 
     Attributes:
         keep: share of the prompt's visual tokens that reaches the last layer, in (0, 1], or a count
             >= 1 of each prompt's.
 
     Raises:
-        TypeError: ``keep`` is no number.
+        TypeError: ``keep`` is not a number.
         ValueError: ``keep`` is out of range.
     """
 
-    # Whether tokens are ranked by the layer that they are about to enter, not by the one before.
+    # Whether tokens are ranked by the attention of the next layer instead of the previous one.
     ranks_ahead: ClassVar[bool] = False
 
     name: ClassVar[str]
@@ -71,23 +73,28 @@ class DecoderPruner(Pruner):
         super().__post_init__()
 
     def final_count(self, total: int) -> int:
-        """How many of a prompt's ``total`` visual tokens reach the last layer."""
-        assert isinstance(self.keep, float | int)  # checked at the door
+        """Returns how many of a prompt's ``total`` visual tokens reach the last layer."""
+        assert isinstance(self.keep, float | int)  # checked in __post_init__
         return kept_count(total, self.keep)
 
     @abstractmethod
     def stages(self, depth: int) -> tuple[int, ...]:
-        """The layers, ascending from 1, before which tokens are dropped.
+        """Returns the layers before which tokens are dropped, ascending from 1.
 
         Args:
             depth: number of layers of the language model.
 
         Raises:
-            ValueError: the model has no such layer.
+            ValueError: the model does not have these layers.
         """
 
     def planned(self, stage: int, stages: int, total: int) -> int:
-        """How many of ``total`` tokens stay at a stage (from 0) of several, known beforehand.
+        """Returns how many of ``total`` tokens stay at a stage, if that is known beforehand.
+
+        Args:
+            stage: number of the stage, from 0.
+            stages: number of stages.
+            total: number of visual tokens in the first layer.
 
         Raises:
             ValueError: it depends on the prompt.
@@ -95,23 +102,23 @@ class DecoderPruner(Pruner):
         return self.final_count(total)
 
     def count(self, stage: int, stages: int, tokens: DecoderTokens) -> int:
-        """How many tokens stay at a stage; at the last, `final_count`."""
+        """Returns how many tokens stay at a stage; `final_count` at the last."""
         return self.planned(stage, stages, tokens.total)
 
     def schedule(self, total: int, depth: int) -> list[int]:
-        """How many of a prompt's ``total`` visual tokens each of ``depth`` layers sees.
+        """Returns how many of a prompt's ``total`` visual tokens each of the layers sees, [depth].
 
-        What `gprune.costs.saving` takes as ``kept_tokens``.
+        `gprune.costs.saving` takes it as ``kept_tokens``.
 
         Raises:
-            ValueError: it depends on the prompt, or the model has no such layers.
+            ValueError: it depends on the prompt, or the model does not have these layers.
         """
         stages = self.stages(depth)
         counts = [total, *(self.planned(stage, len(stages), total) for stage in range(len(stages)))]
         return [counts[sum(layer >= first for first in stages)] for layer in range(depth)]
 
     def raters(self, visual: Tensor, text: Tensor) -> Tensor:
-        """Which text tokens' attention ranks the visual ones, int64 [r]; by default the last alone.
+        """Returns the text tokens whose attention ranks the visual ones, int64 [r]; here the last.
 
         Args:
             visual: embeddings of the visual tokens, [n, d].
@@ -119,22 +126,22 @@ class DecoderPruner(Pruner):
         """
         return torch.tensor([len(text) - 1], device=text.device)
 
-    def drop(self, tokens: DecoderTokens, k: int) -> tuple[Tensor, Tensor | None]:
-        """The ``k`` tokens that stay and what goes into them, as `Pruner.partition` has it."""
-        return highest(tokens.attention.mean(0), k), None
+    def drop(self, tokens: DecoderTokens, k: int) -> Reduction:
+        """Drops all but ``k`` tokens; a subclass may merge dropped ones."""
+        return Reduction(highest(tokens.attention.mean(0), k))
 
     def choose(self, tokens: VisualTokens, k: int) -> Tensor:
         raise ValueError(
             f"{self.name} ranks visual tokens by attention inside the language model, so features "
-            f"alone tell it nothing; use it as `with {type(self).__name__}(keep)(model):`"
+            f"alone are not enough; use it as `with {type(self).__name__}(keep)(model):`"
         )
 
 
 def check_layers(layers: Sequence[int], depth: int) -> tuple[int, ...]:
-    """``layers`` as a tuple, once they fit a model.
+    """Returns ``layers`` as a tuple after checking that a model has them.
 
     Raises:
-        ValueError: they are not ascending whole numbers, or not from 1 to ``depth - 1``.
+        ValueError: they are not ascending integers from 1 to ``depth - 1``.
     """
     possible = tuple(layer for layer in range(1, depth) if layer in layers)
     if not possible or tuple(layers) != possible:

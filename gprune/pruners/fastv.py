@@ -1,4 +1,4 @@
-"""FastV: after a few layers, keep what the last token looks at."""
+"""FastV: after a few layers, the visual tokens that the last token attends to."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from gprune.pruners.decoder import DecoderPruner, check_layers
+from gprune.pruners.registry import register
 
 
+@register
 @dataclass(frozen=True)
 class FastV(DecoderPruner):
     """The visual tokens that the prompt's last token attends to most, from layer K on.
@@ -16,7 +18,7 @@ class FastV(DecoderPruner):
     Plug-and-Play Inference Acceleration for Large Vision-Language Models", ECCV 2024,
     arXiv 2403.06764.
 
-    Layers 0 to K - 1 see every token. Layer K - 1's attention of the last token, the mean over its
+    Layers 0 to K - 1 process every token. The last token's attention in layer K - 1, averaged over
     heads, ranks the visual tokens; the highest stay for layers K and later, with their positions.
 
     Attributes:
@@ -24,7 +26,8 @@ class FastV(DecoderPruner):
         layer: K >= 1; 2 is the paper's setting.
 
     Raises:
-        ValueError: ``layer`` is below 1; or, on a model, not below its number of layers.
+        ValueError: ``layer`` is below 1; or, when applied to a model, not below its number of
+            layers.
     """
 
     layer: int = 2

@@ -1,4 +1,4 @@
-"""G-Prune: propagate information through the similarity graph, keep what gathers most."""
+"""G-Prune: tokens that gather the most information in the similarity graph."""
 
 from __future__ import annotations
 
@@ -10,37 +10,41 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor
 
-from gprune.budget import Keep, Shares, budgets, kept_count
+from gprune.budget import Keep, PartBudgets, budgets, kept_count
 from gprune.graph import (
-    WHOLE,
     SimilarityGraph,
     check_iterations,
     check_temperature,
     check_threshold,
+    dense_fits,
 )
 from gprune.graph.tiled import TiledGraph
-from gprune.pruners.base import ScorePruner, highest
+from gprune.pruners.base import ScorePruner
+from gprune.pruners.ranking import highest
+from gprune.pruners.reduction import Reduction
+from gprune.pruners.registry import register
 from gprune.tokens import VisualTokens
 
 if TYPE_CHECKING:
     from gprune.graph.triton import KernelGraph
 
-# What computes the graph; Triton is imported when it is asked for.
+# Implementations of the graph; Triton is imported on first use.
 BACKENDS = ("torch", "triton")
 
 
+@register
 @dataclass(frozen=True)
 class GPrune(ScorePruner):
-    """Graph-based token pruning, as the authors' released code computes it.
+    """The tokens that gather the most information in the similarity graph (graph-based pruning).
 
     Jiang, Wu, Lin, Yu, Zhou: "What Kind of Visual Tokens Do We Need? Training-free Visual Token
     Pruning for Multi-modal Large Language Models from the Perspective of Graph", AAAI 2025,
-    arXiv 2501.02268.
+    arXiv 2501.02268, as the authors' released code computes it.
 
     Tokens are nodes, joined where their cosine similarity reaches ``threshold``. Each starts with
     its L2 norm as information, which a row softmax at ``temperature`` spreads over its edges,
-    ``iterations`` times. The score is what a token holds in the end, divided by its number of
-    edges; the ``keep`` highest are kept in their original order. Needs features only.
+    ``iterations`` times. The score is a token's final information divided by its number of edges;
+    the highest are kept in their original order. Reads features only.
 
     A token of zero norm carries no information: it has no edges and ranks last.
 
@@ -49,23 +53,24 @@ class GPrune(ScorePruner):
         threshold: s, least cosine similarity of an edge, in [-1, 1].
         temperature: T of the row softmax, > 0.
         iterations: t, propagation steps, >= 0.
-        backend: ``torch``, or ``triton`` for kernels of our own on a GPU (`gprune.graph.triton`),
-            which take all images of a batch in one launch sequence. They were run in Triton's
+        backend: ``torch``, or ``triton`` for this project's GPU kernels (`gprune.graph.triton`),
+            which process all images of a batch in one launch sequence. They were run in Triton's
             interpreter and compiled for GPUs, but not yet timed on one, so ``torch`` is the
             default there too.
 
     Raises:
-        TypeError, ValueError: a value is out of range, ``backend`` is neither, or Triton is not
+        TypeError, ValueError: a value is out of range, ``backend`` is unknown, or Triton is not
             installed.
 
     The defaults are those of the released code; `GPrune.paper` is the setting that the paper's
     ablation reports as best.
 
-    >>> import torch
-    >>> from gprune import GPrune, VisualTokens
-    >>> features = torch.tensor([[3.0, 0.0], [2.0, 0.0], [0.0, 1.0]])
-    >>> GPrune(keep=2).select(VisualTokens(features))
-    tensor([0, 1])
+    Examples:
+        >>> import torch
+        >>> from gprune import GPrune, VisualTokens
+        >>> features = torch.tensor([[3.0, 0.0], [2.0, 0.0], [0.0, 1.0]])
+        >>> GPrune(keep=2).select(VisualTokens(features))
+        tensor([0, 1])
     """
 
     threshold: float = 0.5
@@ -84,72 +89,79 @@ class GPrune(ScorePruner):
 
     @classmethod
     def paper(cls, keep: Keep) -> GPrune:
-        """The best setting of the paper's ablation: threshold 0.7, five iterations."""
+        """Returns the best setting of the paper's ablation: threshold 0.7, five iterations."""
         return cls(keep, threshold=0.7)
 
     def graph(self, tokens: VisualTokens) -> SimilarityGraph:
-        """The graph that the scores are computed on."""
+        """Returns the graph that scores are computed on."""
         return SimilarityGraph.build(tokens.features, self.threshold, self.temperature)
 
     def score(self, tokens: VisualTokens) -> Tensor:
-        """Propagated information divided by degree, float32 [n]; -inf for tokens of zero norm."""
+        """Returns propagated information divided by degree, float32 [n].
+
+        It is -inf for tokens of zero norm.
+        """
         if self.backend == "triton":
-            return self._scores([tokens])[0]
+            return self._kernel_scores([tokens])[0]
         graph: SimilarityGraph | TiledGraph
-        if tokens.features.device.type == "cpu" or len(tokens) > WHOLE:
+        if tokens.features.device.type == "cpu" or not dense_fits(len(tokens)):
             graph = TiledGraph.build(tokens.features, self.threshold, self.temperature)
         else:
-            graph = self.graph(tokens)  # few large launches, which an accelerator likes better
-        return self._of_graph(graph)
+            graph = self.graph(tokens)  # few large launches, which are faster on an accelerator
+        return self._scores_on(graph)
 
-    def ranked(self, tokens: VisualTokens, scores: Tensor, k: int) -> tuple[Tensor, Tensor | None]:
-        """What `partition` returns, of tokens whose ``scores`` [n] are known."""
-        return highest(scores, k), None
+    def choose(self, tokens: VisualTokens, k: int) -> Reduction:
+        return self.reduce_scored(tokens, self.score(tokens), k)
 
-    def reduce_groups(self, groups: Sequence[VisualTokens]) -> list[tuple[Tensor, Tensor | None]]:
+    def reduce_scored(self, tokens: VisualTokens, scores: Tensor, k: int) -> Reduction:
+        """Reduces tokens whose ``scores`` [n] are known to ``k`` of them."""
+        return Reduction(highest(scores, k))
+
+    def reduce_groups(self, groups: Sequence[VisualTokens]) -> list[Reduction]:
         if self.backend == "torch":
             return super().reduce_groups(groups)
         return self.reduce_images([groups])[0]
 
     @torch.no_grad()
-    def reduce_images(
-        self, images: Sequence[Sequence[VisualTokens]]
-    ) -> list[list[tuple[Tensor, Tensor | None]]]:
+    def reduce_images(self, images: Sequence[Sequence[VisualTokens]]) -> list[list[Reduction]]:
+        """Runs `reduce_groups` on several images; the kernels score them in batches."""
         if self.backend == "torch":
             return super().reduce_images(images)
         for groups in images:
-            self._check(groups)
-        jobs = [
-            pair
-            for groups in images
-            for pair in zip(groups, budgets(self.keep, groups), strict=True)
+            self.check(groups)
+        keeps = [budgets(self.keep, groups) for groups in images]
+        # Groups with protected tokens or budgets for parts are divided first, and scored singly.
+        plain = [
+            tokens
+            for groups, given in zip(images, keeps, strict=True)
+            for tokens, keep in zip(groups, given, strict=True)
+            if tokens.protected is None and not isinstance(keep, PartBudgets)
         ]
-        # Groups with protected tokens or a budget for each part are divided first, by themselves.
-        plain = [t for t, keep in jobs if t.protected is None and not isinstance(keep, Shares)]
-        scores = iter(self._scores(plain))
-        reduced = iter(
+        scores = iter(self._kernel_scores(plain))
+        return [
             [
-                self._reduce(tokens, keep)
-                if tokens.protected is not None or isinstance(keep, Shares)
-                else self.ranked(tokens, next(scores), kept_count(len(tokens), keep))
-                for tokens, keep in jobs
+                self.reduce_within(tokens, keep)
+                if tokens.protected is not None or isinstance(keep, PartBudgets)
+                else self.reduce_scored(tokens, next(scores), kept_count(len(tokens), keep))
+                for tokens, keep in zip(groups, given, strict=True)
             ]
-        )
-        return [[next(reduced) for _ in groups] for groups in images]
+            for groups, given in zip(images, keeps, strict=True)
+        ]
 
-    def _scores(self, groups: Sequence[VisualTokens]) -> list[Tensor]:
-        """`score` of each group, by the kernels."""
+    def _kernel_scores(self, groups: Sequence[VisualTokens]) -> list[Tensor]:
+        """Returns `score` of each group, computed by the Triton kernels."""
         kernels = importlib.import_module("gprune.graph.triton")
-        every: list[Tensor] = []
-        for some in kernels.batches([tokens.features for tokens in groups]):
-            counts = [len(features) for features in some]
+        scores: list[Tensor] = []
+        for batch in kernels.batches([tokens.features for tokens in groups]):
+            counts = [len(features) for features in batch]
             graph = kernels.KernelGraph.build(
-                torch.cat(some), counts, self.threshold, self.temperature
+                torch.cat(batch), counts, self.threshold, self.temperature
             )
-            every += torch.split(self._of_graph(graph), counts)
-        return every
+            scores += torch.split(self._scores_on(graph), counts)
+        return scores
 
-    def _of_graph(self, graph: SimilarityGraph | TiledGraph | KernelGraph) -> Tensor:
+    def _scores_on(self, graph: SimilarityGraph | TiledGraph | KernelGraph) -> Tensor:
+        """Returns `score` of the tokens of a graph, float32 [n]."""
         information = graph.propagate(graph.norms, self.iterations)
         scores = information / graph.degree.clamp(min=1)
         scores = torch.where(graph.degree > 0, scores, -torch.inf)
@@ -157,7 +169,11 @@ class GPrune(ScorePruner):
 
 
 def check_backend(backend: str) -> None:
-    """Raises ValueError unless ``backend`` is known and installed."""
+    """Checks that ``backend`` is known and installed.
+
+    Raises:
+        ValueError: it is not.
+    """
     if backend not in BACKENDS:
         raise ValueError(f"backend={backend!r} must be one of {', '.join(BACKENDS)}")
     if backend == "triton" and importlib.util.find_spec("triton") is None:

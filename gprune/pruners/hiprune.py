@@ -1,4 +1,4 @@
-"""HiPrune: objects by a middle layer's attention, the whole by a deep layer's."""
+"""HiPrune: objects by the attention of a middle layer, context by that of a deep layer."""
 
 from __future__ import annotations
 
@@ -8,30 +8,34 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from gprune.pruners.base import Pruner, check_share, highest
+from gprune.pruners.base import Pruner
+from gprune.pruners.ranking import highest
+from gprune.pruners.registry import register
+from gprune.pruners.validation import check_share
 from gprune.tokens import VisualTokens
 
 
+@register
 @dataclass(frozen=True)
 class HiPrune(Pruner):
-    """Anchors and their neighbours by a middle layer of the vision encoder, the rest by a deep one.
+    """The most attended tokens of a middle layer, their neighbours, and those of a deep layer.
 
     Liu, Du, Zhu, Lian, Li, Chen: "HiPrune: Training-Free Visual Token Pruning via Hierarchical
     Attention in Vision-Language Models", arXiv 2508.00553.
 
-    Anchors are the tokens that receive the most attention in a middle layer, where it lies on
-    objects; buffers are the up to four tokens beside each in the raster. Registers, those that
-    receive the most in the layer of the features, fill the budget. Attention is the mean over heads
-    and over all queries, so no CLS token is needed.
+    Anchors are the tokens that receive the most attention in a middle layer, which attends to
+    objects; buffers are the up to four tokens next to each in the raster. Registers, the tokens
+    that receive the most attention in the layer of the features, fill the budget. Attention is the
+    mean over heads and over all queries, so no CLS token is needed.
 
-    The number of anchors is a fifth of ``buffered`` of the budget, as in the paper, so that anchors
-    and buffers fit it. Without a grid, neighbours are those in the sequence.
+    The number of anchors is a fifth of ``buffered`` times the budget, as in the paper, so that
+    anchors and buffers fit into it. Without a grid, neighbours are those in the sequence.
 
     Attributes:
         keep: retention ratio in (0, 1], or a count >= 1 (see `Pruner`).
-        buffered: share of the kept tokens that are anchors and buffers, in [0, 1]; α of the paper.
+        buffered: α, share of the kept tokens that are anchors and buffers, in [0, 1].
         object_depth: the middle layer, as a share of the encoder's layers, in (0, 1]; the paper
-            takes the 9th of CLIP's 24.
+            uses the 9th of CLIP's 24.
 
     Raises:
         ValueError: a parameter is out of range.
@@ -55,15 +59,15 @@ class HiPrune(Pruner):
         flags = torch.zeros(len(tokens), dtype=torch.bool, device=tokens.features.device)
         flags[highest(tokens.object_attention.float(), anchors)] = True
         rows, columns = tokens.grid or (1, len(tokens))
-        near = beside(flags.view(rows, columns)).flatten()
-        return highest(tokens.attention.float().masked_fill(near, torch.inf), k)
+        buffered = with_neighbours(flags.view(rows, columns)).flatten()
+        return highest(tokens.attention.float().masked_fill(buffered, torch.inf), k)
 
 
-def beside(flags: Tensor) -> Tensor:
-    """The cells of a raster [rows, columns] that are flagged or lie beside a flagged one."""
-    near = flags.clone()
-    near[1:] |= flags[:-1]
-    near[:-1] |= flags[1:]
-    near[:, 1:] |= flags[:, :-1]
-    near[:, :-1] |= flags[:, 1:]
-    return near
+def with_neighbours(flags: Tensor) -> Tensor:
+    """Returns ``flags`` [rows, columns] with the four neighbours of each flagged cell added."""
+    flagged = flags.clone()
+    flagged[1:] |= flags[:-1]
+    flagged[:-1] |= flags[1:]
+    flagged[:, 1:] |= flags[:, :-1]
+    flagged[:, :-1] |= flags[:, 1:]
+    return flagged

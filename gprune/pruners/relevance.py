@@ -1,4 +1,4 @@
-"""How much each token has to do with the question."""
+"""Relevance of each token to the question."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from gprune.tokens import VisualTokens
 
 
 def text_similarity(tokens: VisualTokens) -> Tensor:
-    """The mean cosine of each token with the question's embeddings, float32 [n]."""
+    """Returns the mean cosine of each token with the question's embeddings, float32 [n]."""
     assert tokens.text is not None  # by `signals`
-    # In float64, so that the order of summation is below what float32 resolves.
-    own = F.normalize(tokens.in_text_space().double(), dim=1)
+    # In float64, so that the order of summation does not change the float32 result.
+    visual = F.normalize(tokens.in_text_space().double(), dim=1)
     question = F.normalize(tokens.text.double(), dim=1).mean(0)
-    return (own @ question).float()
+    return (visual @ question).float()
 
 
 def relevance(tokens: VisualTokens) -> Tensor:
-    """How much each token has to do with the question, float32 [n]; any scale.
+    """Returns the relevance of each token to the question, float32 [n]; only its order counts.
 
-    `text_similarity`, but its negative in the space of a CLIP text tower: patches of CLIP are the
-    less similar to a text the more they show of it, as CDPruner's released code has it.
+    `text_similarity`, or its negative in the space of a CLIP text tower, as in CDPruner's released
+    code: CLIP's patches are less similar to a text the more they show of it.
     """
     similarity = text_similarity(tokens)
     return similarity if tokens.aligned is None else -similarity

@@ -1,4 +1,4 @@
-"""VisPruner: important tokens by visual attention, and diverse ones of the rest."""
+"""VisPruner: the most attended tokens, and the others without duplicates."""
 
 from __future__ import annotations
 
@@ -9,26 +9,29 @@ import torch
 from torch import Tensor
 
 from gprune.graph import cosine_similarity
-from gprune.pruners.base import Pruner, check_share
+from gprune.pruners.base import Pruner
+from gprune.pruners.registry import register
+from gprune.pruners.validation import check_share
 from gprune.tokens import VisualTokens
 
-# Duplicates that leave in one round.
-ROUND = 8
+# Duplicates that are dropped in one round.
+DROPPED_PER_ROUND = 8
 
 
+@register
 @dataclass(frozen=True)
 class VisPruner(Pruner):
-    """Important tokens by the vision encoder's attention, then the rest without its duplicates.
+    """The tokens with the most attention in the vision encoder, and others without duplicates.
 
     Zhang, Cheng, Shi, Lu, Zhang, Pan, She, Zhang: "Beyond Text-Visual Attention: Exploiting Visual
     Cues for Effective Token Pruning in VLMs", ICCV 2025, arXiv 2412.01818.
 
-    ``important`` of the budget are the tokens with the most attention: from the CLS token, averaged
-    over heads, or where there is none the mean received from all. The others, in the order of their
-    attention, lose duplicates round by round: they are dealt out in turn to two sets, and the
-    (at most eight) tokens of the first that are most similar to any of the second, in cosine,
-    leave, until the rest of the budget is met. Of the first set those that stay come next in the
-    order of similarity, then the second set, as in the released code.
+    The share ``important`` of the budget is the tokens with the most attention: from the CLS token,
+    averaged over heads, or if there is none the mean received from all. The others, in the order of
+    their attention, lose duplicates in rounds: they alternate between two sets, and the (at most
+    eight) tokens of the first that are most similar to any of the second, in cosine, are dropped,
+    until the rest of the budget is met. In the next round the remaining tokens of the first set
+    come first, in the order of similarity, then the second set, as in the released code.
 
     Attributes:
         keep: retention ratio in (0, 1], or a count >= 1 (see `Pruner`).
@@ -59,17 +62,17 @@ class VisPruner(Pruner):
 
 
 def distinct(similarity: Tensor, rest: Tensor, count: int) -> Tensor:
-    """The ``count`` of ``rest`` that are left when duplicates go, round by round.
+    """Drops duplicates in rounds until ``count`` tokens are left; returns those, int64 [count].
 
     Args:
         similarity: of every pair of tokens, [n, n].
-        rest: the tokens to choose from, int64 [m], in their order.
+        rest: the tokens to choose from, int64 [m], in the order of attention.
         count: 1 to m.
     """
     while len(rest) > count:
         first, second = rest[::2], rest[1::2]
-        leaving = min(ROUND, len(rest) - count, len(first))
+        dropped = min(DROPPED_PER_ROUND, len(rest) - count, len(first))
         nearest = similarity[first][:, second].amax(1)
         order = torch.sort(nearest, descending=True, stable=True).indices
-        rest = torch.cat([first[order[leaving:]], second])
+        rest = torch.cat([first[order[dropped:]], second])
     return rest

@@ -1,4 +1,4 @@
-"""Budgets by the covering radius: against trying every count, and on average as asked."""
+"""Budgets by the covering radius: against trying every count, and their average."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from gprune import CoverBudget, GPrune, GraphCover, VisualTokens, kept_count
 
 
 def plain(seed, side=8):
-    """Two halves of nearly one feature each."""
+    """Returns two halves with nearly one feature each."""
     generator = torch.Generator().manual_seed(seed)
     centres = torch.randn(2, 16, generator=generator)
     half = (torch.arange(side * side) % side >= side // 2).long()
@@ -25,7 +25,7 @@ def busy(seed, side=8):
 
 
 def radius_left(tokens, k):
-    """The covering radius of GraphCover's own choice, pair by pair."""
+    """Returns the covering radius of GraphCover's own choice, computed pair by pair."""
     method = GraphCover(k)
     distance = method.distance(tokens)
     kept = method.select(tokens).tolist()
@@ -68,20 +68,20 @@ def test_the_average_is_met_and_not_exceeded(average, seeds, wide):
     wanted = 36 * len(images) * average
     least = len(images) * kept_count(36, budget.least)
     assert least <= sum(counts) <= max(wanted, least)
-    # With any smaller radius that makes a difference, more would be spent than allowed.
+    # Any smaller radius that changes a count would exceed the average.
     smaller = CoverBudget(max(0.0, budget.radius - 1e-7), budget.least, budget.most)
     more = sum(smaller(images))
     assert more == sum(counts) or more > wanted
 
 
 @pytest.mark.parametrize("method", [GraphCover, GPrune])
-def test_any_method_takes_it(method):
+def test_it_works_with_any_method(method):
     tokens = busy(1)
     budget = CoverBudget.calibrated(0.25, [tokens])
     assert len(method(keep=budget).select(tokens)) == budget([tokens])[0]
 
 
-def test_protected_tokens_come_on_top():
+def test_protected_tokens_do_not_count():
     tokens = busy(2)
     protected = torch.zeros(64, dtype=torch.bool)
     protected[::8] = True
@@ -99,7 +99,7 @@ def test_blank_and_single():
     blank = VisualTokens(torch.ones(16, 4), grid=(4, 4))
     assert 1 <= CoverBudget(0.5)([blank])[0] <= 16
     assert CoverBudget(0.0)([VisualTokens(torch.ones(1, 4))]) == [1]
-    # Without places equal features are covered by one.
+    # Without positions equal features are covered by one token.
     assert CoverBudget(0.1)([VisualTokens(torch.ones(16, 4))]) == [1]
 
 

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gprune import GPrune, ThumbnailGuided, ToMe, VisualTokens, kept_count, make
-from gprune.budget import Shares, apportion, budgets
+from gprune.budget import PartBudgets, apportion, budgets
 from gprune.pruners import group_methods
 
 
@@ -22,7 +22,7 @@ def group(kind: str, rows: int, columns: int, seed: int = 0, **fields) -> Visual
 
 
 def quotas(total: int, weights: list[int], sizes: list[int]) -> list[Fraction]:
-    """What each part may take of water poured in: ``min(size, level * weight)``."""
+    """Returns each part's exact quota, ``min(size, level * weight)``, as if filled with water."""
     level = Fraction(0)
     for part in sorted(range(len(sizes)), key=lambda i: Fraction(sizes[i], weights[i])):
         level = Fraction(sizes[part], weights[part])
@@ -58,7 +58,7 @@ def test_apportion_is_proportional_whole_and_exact(data):
     ("total", "weights", "sizes"), [(5, [1, 1], [2, 2]), (-1, [1], [2]), (1, [0, 1], [1, 1])]
 )
 def test_what_cannot_be_apportioned(total, weights, sizes):
-    with pytest.raises(ValueError, match="cannot be dealt out"):
+    with pytest.raises(ValueError, match="cannot be divided by weights"):
         apportion(total, weights, sizes)
 
 
@@ -69,9 +69,9 @@ def test_every_size_needs_a_weight(weights, sizes):
 
 
 def expected_counts(signal: np.ndarray, canvas: tuple[int, int], keep, temperature) -> list[int]:
-    """The paper's ratios for tiles that divide a canvas evenly."""
+    """Returns counts by the paper's ratios, for tiles that divide a canvas evenly."""
     down, across = (-(-cells // side) for cells, side in zip(canvas, signal.shape, strict=True))
-    # Each token of the thumbnail as down x across points, of which every tile holds whole ones.
+    # Each token of the thumbnail as down x across points, so that no point crosses tiles.
     fine = np.kron(signal, np.ones((down, across))) / (down * across)
     areas = [
         tile.sum() for line in np.split(fine, down, 0) for tile in np.split(line, across, axis=1)
@@ -108,15 +108,15 @@ def test_counts_are_those_of_the_paper(canvas, keep, temperature):
     assert list(shares.counts) == expected_counts(signal, canvas, keep, temperature)
 
 
-def test_features_tell_what_stands_out():
-    """All tokens of the thumbnail are alike but for one, in the second of four tiles."""
+def test_a_token_that_differs_gets_its_tile_more():
+    """All tokens of the thumbnail are equal except one, in the second of four tiles."""
     features = torch.ones(16, 4)
     features[3] = torch.tensor([1.0, -1.0, 1.0, -1.0])
     thumbnail = VisualTokens(features, (4, 4), kind="thumbnail")
     (_, shares) = ThumbnailGuided(0.5)([thumbnail, group("canvas", 8, 8)])
     assert sum(shares.counts) == 32
     assert max(shares.counts) == shares.counts[1] > 8
-    # By hand: the mean of the unit rows is u, and 1 - cos(x, u) for either kind of token.
+    # Recomputed: 1 - cos(x, u) of either kind of token, with u the mean of the unit rows.
     unit = features.double() / 2
     mean = unit.mean(0)
     far = [1 - float(row @ mean / mean.norm()) for row in unit]
@@ -124,7 +124,7 @@ def test_features_tell_what_stands_out():
     assert list(shares.counts) == expected
 
 
-def test_a_thumbnail_that_finds_nothing_shares_evenly():
+def test_a_thumbnail_without_signal_gives_equal_budgets():
     thumbnail = VisualTokens(torch.ones(16, 4), (4, 4), kind="thumbnail", attention=torch.zeros(16))
     for signal in ("features", "attention"):
         (_, shares) = ThumbnailGuided(0.5, signal)([thumbnail, group("canvas", 8, 8)])
@@ -161,10 +161,11 @@ def test_every_tile_is_within_its_size_and_the_sum_is_the_budget(
 @pytest.mark.parametrize("name", [name for name in group_methods() if not make(name, 1.0).signals])
 @pytest.mark.parametrize("keep", [0.3, 1.0, 2])
 def test_any_method_keeps_that_many_of_every_tile(name, keep):
-    """What it keeps of a tile is what it would keep of it alone."""
+    """It keeps of each tile what it would keep of the tile alone."""
     groups = [group("thumbnail", 4, 4), group("canvas", 8, 7, seed=1)]
     policy = ThumbnailGuided(keep, temperature=0.02)
-    (_, _), (kept, members) = make(name, keep=policy).reduce_groups(groups)
+    found = make(name, keep=policy).reduce_groups(groups)[1]
+    kept, members, weights = found.kept, found.members, found.weights
     assert len(kept) == kept_count(56, keep)
     assert kept.tolist() == sorted(set(kept.tolist()))
     shares = policy(groups)[1]
@@ -174,23 +175,24 @@ def test_any_method_keeps_that_many_of_every_tile(name, keep):
         mine = [row for row in rows.tolist() if row in kept.tolist()]
         assert len(mine) == count
         if not count:
-            if members is not None and members.is_floating_point():
-                assert not members[:, rows].any()
-            else:
-                assert members is None or members[rows].tolist() == [-1] * len(rows)
+            assert weights is None or not weights[:, rows].any()
+            assert members is None or members[rows].tolist() == [-1] * len(rows)
             continue
         alone = VisualTokens(groups[1].features[rows], grid=grid, kind="canvas")
-        if name == "graph_cover":  # it goes by places, those of the canvas
+        if name == "graph_cover":  # it reads positions, here those of the canvas
             alone = VisualTokens(
                 alone.features, grid, positions=groups[1].coordinates()[rows], kind="canvas"
             )
-        chosen, into = make(name, keep=count).reduce_groups([alone])[0]
-        assert rows[chosen].tolist() == mine
-        if members is not None and members.is_floating_point():
-            places = torch.isin(kept, rows)
-            assert torch.allclose(members[places][:, rows], into[torch.argsort(rows[chosen])])
+        own = make(name, keep=count).reduce_groups([alone])[0]
+        assert rows[own.kept].tolist() == mine
+        assert (own.weights is None) == (weights is None)
+        assert (own.members is None) == (members is None)
+        if weights is not None:
+            in_tile = torch.isin(kept, rows)
+            expected = own.weights[torch.argsort(rows[own.kept])]
+            assert torch.allclose(weights[in_tile][:, rows], expected)
         elif members is not None:
-            assert kept[members[rows]].tolist() == rows[chosen][into].tolist()
+            assert kept[members[rows]].tolist() == rows[own.kept][own.members].tolist()
 
 
 def test_protected_tokens_are_kept_on_top():
@@ -198,14 +200,15 @@ def test_protected_tokens_are_kept_on_top():
     protected[[0, 1, 63]] = True
     groups = [group("thumbnail", 4, 4), group("canvas", 8, 8, protected=protected)]
     for pruner in (GPrune(ThumbnailGuided(0.2)), ToMe(ThumbnailGuided(2, temperature=0.01))):
-        kept, members = pruner.reduce_groups(groups)[1]
+        found = pruner.reduce_groups(groups)[1]
+        kept, members = found.kept, found.members
         assert {0, 1, 63} <= set(kept.tolist())
         assert len(kept) == 3 + kept_count(61, pruner.keep.keep)
         if members is not None:
             assert [kept[members[row]] for row in (0, 1, 63)] == [0, 1, 63]
     everything = group("canvas", 8, 8, protected=torch.ones(64, dtype=torch.bool))
-    kept, _ = GPrune(ThumbnailGuided(0.2)).reduce_groups([groups[0], everything])[1]
-    assert kept.tolist() == list(range(64))
+    found = GPrune(ThumbnailGuided(0.2)).reduce_groups([groups[0], everything])[1]
+    assert found.kept.tolist() == list(range(64))
 
 
 def test_groups_without_a_canvas_get_the_plain_budget():
@@ -215,7 +218,7 @@ def test_groups_without_a_canvas_get_the_plain_budget():
     assert budgets(policy, [group("frame", 4, 4)] * 3) == [0.5] * 3
     whole, shares = budgets(policy, [thumbnail, canvas])
     assert whole == 1.0
-    assert isinstance(shares, Shares)
+    assert isinstance(shares, PartBudgets)
     assert sum(shares.counts) == 16
 
 
@@ -253,6 +256,6 @@ def test_a_missing_signal_is_named():
 
 
 @pytest.mark.parametrize(("parts", "counts"), [(2, [1]), (1, [-1]), (1, [0]), (0, [])])
-def test_shares_that_do_not_fit(parts, counts):
+def test_part_budgets_that_do_not_fit(parts, counts):
     with pytest.raises(ValueError, match="must be one number >= 0"):
-        Shares([(torch.arange(2), None)] * parts, counts)
+        PartBudgets([(torch.arange(2), None)] * parts, counts)

@@ -1,4 +1,4 @@
-"""Groups of tokens with every signal that a method can read."""
+"""Groups of tokens with all signals."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from gprune import VisualTokens
 def with_signals(
     features: Tensor, grid: tuple[int, int] | None = None, seed: int = 0
 ) -> VisualTokens:
-    """``features`` [n, d] with random attention, keys and text that follow from ``seed``."""
+    """Returns ``features`` [n, d] with random attention, keys and text, determined by ``seed``."""
     generator = torch.Generator().manual_seed(seed)
     n, d = features.shape
 

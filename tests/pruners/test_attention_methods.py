@@ -1,4 +1,4 @@
-"""VisionZip, VisPruner, PruMerge, HiPrune, HoloV and D²Pruner against obvious implementations."""
+"""VisionZip, VisPruner, PruMerge, HiPrune, HoloV and D²Pruner against naive implementations."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from gprune import (
     VisPruner,
     VisualTokens,
 )
-from gprune.budget import Shares
+from gprune.budget import PartBudgets
 from tests.pruners.signals import with_signals
 
 SIZES = {
@@ -63,21 +63,23 @@ def test_visionzip(rows, columns, seed, share):
     for i in rest:
         if i not in targets and targets:
             groups[max(targets, key=lambda t: (similarity[i, t], -t))].append(i)
-    kept, means = VisionZip(k).reduce(tokens)
+    found = VisionZip(k).reduce(tokens)
+    kept, means = found.kept, found.features(tokens.features)
     assert kept.tolist() == sorted(groups)
     for i, mean in zip(kept.tolist(), means, strict=True):
         assert torch.allclose(mean, tokens.features[groups[i]].mean(0), atol=1e-5)
 
 
-def test_visionzip_drops_nothing_of_the_rest():
-    """Dominant tokens stay exact; the contextual ones hold the mean of all others."""
+def test_visionzip_merges_all_other_tokens():
+    """Dominant tokens stay exact; the contextual ones are means of all others."""
     tokens = group(8, 9, 1)
     pruner = VisionZip(20, contextual=0.25)
-    kept, members = pruner.reduce_groups([tokens])[0]
+    found = pruner.reduce_groups([tokens])[0]
+    kept, members = found.kept, found.members
     assert members.min() >= 0
     sizes = torch.bincount(members, minlength=20)
     assert (sizes == 1).sum() >= 15
-    _, means = pruner.reduce(tokens)
+    means = pruner.reduce(tokens).features(tokens.features)
     total = (means * sizes[:, None]).sum(0)
     assert torch.allclose(total, tokens.features.sum(0), atol=1e-4)
     best = set(ranked(tokens.attention)[:15])
@@ -122,7 +124,8 @@ def test_prumerge(rows, columns, seed, share, neighbours):
     k = max(1, int(n * share))
     similarity = cosines(tokens.keys)
     centres = sorted(ranked(tokens.attention)[:k])
-    kept, means = PruMerge(k, neighbours=neighbours).reduce(tokens)
+    found = PruMerge(k, neighbours=neighbours).reduce(tokens)
+    kept, means = found.kept, found.features(tokens.features)
     assert kept.tolist() == centres
     for centre, mean in zip(centres, means, strict=True):
         others = [i for i in range(n) if i not in centres]
@@ -134,7 +137,7 @@ def test_prumerge(rows, columns, seed, share, neighbours):
 
 
 def test_prumerge_keeps_the_papers_outliers():
-    """At the paper's own number of tokens they are those beyond Q3 + 1.5 (Q3 - Q1)."""
+    """At the paper's own number of tokens, the kept ones are those above Q3 + 1.5 (Q3 - Q1)."""
     attention = torch.rand(100, generator=torch.Generator().manual_seed(0))
     attention[[3, 40, 41, 77]] = torch.tensor([5.0, 4.0, 6.0, 3.0])
     low, high = torch.quantile(attention, torch.tensor([0.25, 0.75]))
@@ -155,21 +158,23 @@ def test_prumerge_plus(rows, columns, seed, share):
     assert PruMergePlus(k).select(tokens).tolist() == sorted(best + even)
 
 
-def test_weights_leave_protected_tokens_alone():
+def test_weights_leave_protected_tokens_unchanged():
     tokens = group(4, 5, 2)
     protected = torch.zeros(20, dtype=torch.bool)
     protected[[0, 7]] = True
     marked = VisualTokens(
         tokens.features, attention=tokens.attention, keys=tokens.keys, protected=protected
     )
-    kept, means = PruMerge(4).reduce(marked)
+    found = PruMerge(4).reduce(marked)
+    kept, means = found.kept, found.features(marked.features)
     assert len(kept) == 6
     for token in (0, 7):
         assert torch.equal(means[kept.tolist().index(token)], tokens.features[token])
-    alone, expected = PruMerge(4).reduce(marked.subset((~protected).nonzero().squeeze(1)))
+    rest = marked.subset((~protected).nonzero().squeeze(1))
+    alone = PruMerge(4).reduce(rest)
     others = [i for i, token in enumerate(kept.tolist()) if token not in (0, 7)]
-    assert torch.allclose(means[others], expected)
-    assert len(alone) == 4
+    assert torch.allclose(means[others], alone.features(rest.features))
+    assert len(alone.kept) == 4
 
 
 @given(**SIZES, buffered=st.sampled_from([0.0, 0.1, 0.5, 1.0]))
@@ -227,7 +232,7 @@ def test_holov(rows, columns, seed, share, crops):
 
 
 def test_holov_keeps_some_of_every_crop():
-    """Of a picture whose attention is even, each crop gets its share."""
+    """With uniform attention, each crop gets the same share."""
     x = torch.randn(64, 8, generator=torch.Generator().manual_seed(0))
     tokens = VisualTokens(x, grid=(8, 8), attention=torch.full((64,), 1 / 64))
     kept = HoloV(16, crops=16, context_weight=0.0).select(tokens)
@@ -271,13 +276,13 @@ def test_d2pruner(rows, columns, seed, share, pivots, threshold):
 
 
 def near_tie(values: list[float]) -> bool:
-    """Whether rounding could order two of them."""
+    """Returns whether rounding could change the order of two values."""
     ordered = np.sort(np.array(values))
     return bool((np.diff(ordered) < 1e-6 * ordered[1:]).any())
 
 
-def test_d2pruner_takes_the_bias_of_places_out():
-    """A bright lower edge is what places get whatever they show; an object stands out of it."""
+def test_d2pruner_removes_positional_bias():
+    """The attention of the lower edge is positional; an object stands out from its row."""
     edge = torch.ones(8, 8)
     edge[7] = 5.0
     edge[2, 3] = 3.0
@@ -313,15 +318,17 @@ def test_parameters_out_of_range(make, message):
 
 
 def test_weights_of_parts_stay_within_them():
-    """A budget that splits a group gives each part's own tokens their part in what it keeps."""
+    """With budgets for parts, a kept token is a weighted mean of tokens of its own part."""
     tokens = group(4, 6, 3)
     left = torch.tensor([row * 6 + column for row in range(4) for column in range(3)])
     right = torch.tensor([row * 6 + column for row in range(4) for column in range(3, 6)])
-    shares = Shares([(left, (4, 3)), (right, (4, 3))], [3, 2])
-    kept, means = PruMerge(lambda groups: [shares]).reduce(tokens)
-    found = dict(zip(kept.tolist(), means, strict=True))
+    budget = PartBudgets([(left, (4, 3)), (right, (4, 3))], [3, 2])
+    whole = PruMerge(lambda groups: [budget]).reduce(tokens)
+    found = dict(zip(whole.kept.tolist(), whole.features(tokens.features), strict=True))
     assert len(found) == 5
     for rows, count in ((left, 3), (right, 2)):
-        own, expected = PruMerge(count).reduce(tokens.subset(rows, (4, 3)))
-        for token, mean in zip(rows[own].tolist(), expected, strict=True):
+        part = tokens.subset(rows, (4, 3))
+        own = PruMerge(count).reduce(part)
+        expected = own.features(part.features)
+        for token, mean in zip(rows[own.kept].tolist(), expected, strict=True):
             assert torch.allclose(found[token], mean, atol=1e-6)

@@ -40,7 +40,7 @@ def test_random_needs_a_whole_seed(seed):
         RandomPruner(0.3, seed=seed)
 
 
-def test_random_follows_its_seed_alone():
+def test_random_depends_only_on_its_seed():
     tokens = VisualTokens(torch.randn(100, 4))
     torch.manual_seed(1)
     before = torch.get_rng_state()

@@ -1,10 +1,9 @@
-"""GraphCover, TextCover and CoverBudget on pictures that nobody tuned them on.
+"""GraphCover, TextCover and CoverBudget on pictures that they were not tuned on.
 
-What is right is said so that it can fail. Distances are computed here once more, in float64 and
-from differences of vectors instead of cosines. How good a choice is shows in a certificate: if kept
-tokens and the worst covered one are pairwise at least R apart, R being how far the worst covered
-one is from a kept one, no choice of as many tokens gets below R / 2, since two of those k + 1 share
-a centre.
+Distances are recomputed here in float64, from differences of vectors instead of cosines. The
+quality of a choice is checked by a certificate: R is the distance of the worst covered token from
+the nearest kept one. If that token and the kept ones are pairwise at least R apart, no choice of
+as many tokens has a radius below R / 2, because two of those k + 1 tokens share a centre.
 """
 
 from __future__ import annotations
@@ -27,7 +26,6 @@ from gprune import (
     ThumbnailGuided,
     UniformGridPruner,
     VisualTokens,
-    graph,
     kept_count,
 )
 from gprune.tinyvlm import load, make_scene
@@ -37,12 +35,12 @@ from tests.hf.models import SPECIMENS
 
 GRIDS = [(1, 1), (1, 40), (40, 1), (2, 33), (7, 40), (64, 3), (16, 16), (5, 48)]
 SQUARE = (16, 16)
-# float32 cosines are off by this much at most, on pictures that are not nearly blank.
+# The largest error of float32 cosines, on pictures that are not nearly blank.
 TOLERANCE = 1e-4
 
 
 def random_tokens(grid: tuple[int, int], seed: int = 0, d: int = 24) -> VisualTokens:
-    """Features like a picture's: some regions alike within, and single tokens that stand apart."""
+    """Returns features like a picture's: homogeneous regions, and single tokens that differ."""
     rng = np.random.default_rng(seed)
     rows, columns = grid
     regions = rng.standard_normal((6, d))
@@ -56,37 +54,37 @@ def random_tokens(grid: tuple[int, int], seed: int = 0, d: int = 24) -> VisualTo
 
 
 def like(tokens: VisualTokens, features: torch.Tensor) -> VisualTokens:
-    """Tokens at the same places with other features."""
+    """Returns tokens at the same positions with other features."""
     return VisualTokens(features, grid=tokens.grid, text=tokens.text)
 
 
 def squares(points: np.ndarray) -> np.ndarray:
-    """Squared distances of all pairs over their mean; all zero for points that are all equal."""
+    """Returns squared distances of all pairs over their mean; zero if all points are equal."""
     found = np.square(points[:, None] - points[None]).sum(-1)
     return found / found.mean() if found.any() else found
 
 
 def plane(grid: tuple[int, int] | None) -> np.ndarray:
-    """Distances of the cells of a raster, in cells."""
+    """Returns distances between the cells of a raster, in cells."""
     rows, columns = grid
     places = np.stack(np.divmod(np.arange(rows * columns), columns), 1).astype(float)
     return np.sqrt(np.square(places[:, None] - places[None]).sum(-1))
 
 
 def joint(tokens: VisualTokens, place: float = 1.0) -> np.ndarray:
-    """D of all pairs by its definition, of ordinary tokens."""
+    """Returns D of all pairs by its definition, for tokens that are not blank."""
     unit = tokens.features.double().numpy()
     unit = unit / np.linalg.norm(unit, axis=1, keepdims=True)
     return np.sqrt(squares(unit) + place * squares(tokens.coordinates().double().numpy()))
 
 
 def radius(distance: np.ndarray, kept: torch.Tensor) -> float:
-    """How far the worst covered token is from a kept one."""
+    """Returns the distance of the worst covered token from the nearest kept one."""
     return float(distance[:, kept.numpy()].min(1).max())
 
 
 def within_twice_the_best(distance: np.ndarray, kept: torch.Tensor, slack: float = 0.0) -> bool:
-    """Whether the certificate above holds."""
+    """Returns whether the certificate above holds."""
     worst = int(distance[:, kept.numpy()].min(1).argmax())
     points = [*kept.tolist(), worst]
     apart = distance[np.ix_(points, points)]
@@ -122,10 +120,10 @@ def test_text_cover_on_any_shape(grid, seed, keep):
 
 @pytest.mark.parametrize("grid", GRIDS)
 @pytest.mark.parametrize("keep", [0.25, 0.1])
-def test_no_farther_than_other_methods_leave_tokens(grid, keep):
-    """In the metric that it covers in, on every shape, on average over several pictures.
+def test_the_radius_is_no_larger_than_that_of_other_methods(grid, keep):
+    """In its own metric, on every shape, on average over several pictures.
 
-    (A regular grid is no part of this: where few tokens are kept of a line, it can be better.)
+    A regular grid is left out: if few tokens of a line are kept, it can be better.
     """
     pictures = [random_tokens(grid, seed) for seed in range(8)]
     distances = [joint(tokens) for tokens in pictures]
@@ -143,7 +141,7 @@ BLANKS = {
     "zero": lambda base, noise: torch.zeros_like(noise),
     "float32 rounding": lambda base, noise: base * (1 + 1e-7 * noise),
     "bf16 rounding": lambda base, noise: (base * (1 + 1e-3 * noise)).bfloat16(),
-    # Just above one, where steps are largest, and half a step from two numbers in every channel.
+    # Just above one, where steps are largest, and halfway between two numbers in every channel.
     "bf16 at its worst": lambda base, noise: (1 + 2.0**-8 + 1e-6 * noise).bfloat16(),
 }
 
@@ -151,8 +149,8 @@ BLANKS = {
 @pytest.mark.parametrize("blank", BLANKS)
 @pytest.mark.parametrize("grid", GRIDS)
 @pytest.mark.parametrize("method", [GraphCover, TextCover])
-def test_on_a_blank_picture_places_decide_alone(blank, grid, method):
-    """The same tokens whatever rounding makes of equal features, and spread over the picture."""
+def test_on_a_blank_picture_only_positions_count(blank, grid, method):
+    """The same tokens are kept whatever rounding does, and they spread over the picture."""
     n = grid[0] * grid[1]
     generator = torch.Generator().manual_seed(1)
     base, noise, text = (torch.randn(rows, 64, generator=generator) for rows in (1, n, 2))
@@ -166,10 +164,10 @@ def test_on_a_blank_picture_places_decide_alone(blank, grid, method):
 
 
 @pytest.mark.parametrize("scale", [1e-3, 1e-2, 0.1, 1.0])
-def test_noise_that_is_no_rounding_does_not_unsettle_places(scale):
-    """Features that vary without regard to place leave less than twice a regular grid's gaps.
+def test_noise_beyond_rounding_leaves_no_large_gaps(scale):
+    """Features that vary independently of position leave at most twice a regular grid's gaps.
 
-    Rounding that a deep encoder in bf16 piles up is of that kind.
+    The rounding that a deep encoder in bf16 accumulates is of that kind.
     """
     noise = torch.randn(256, 64, generator=torch.Generator().manual_seed(3))
     base = torch.randn(64, generator=torch.Generator().manual_seed(4))
@@ -179,8 +177,8 @@ def test_noise_that_is_no_rounding_does_not_unsettle_places(scale):
         assert radius(plane(SQUARE), GraphCover(keep).select(tokens)) <= 2 * gaps
 
 
-def test_features_fade_into_nothing_without_a_step():
-    """Their part in D², from all of it at 1e-4 down to none where they can differ by rounding."""
+def test_feature_confidence_falls_without_a_step():
+    """The features' part in D² falls from all of it at 1e-4 to none where they are rounding."""
     generator = torch.Generator().manual_seed(5)
     base, noise = torch.randn(64, generator=generator), torch.randn(48, 64, generator=generator)
     places = GraphCover(1.0).distance(VisualTokens(torch.ones(48, 64), grid=(6, 8)))
@@ -198,10 +196,10 @@ def test_features_fade_into_nothing_without_a_step():
 
 
 def in_two_ways(method, tokens: VisualTokens, monkeypatch) -> torch.Tensor:
-    """What is kept, with and without the whole matrix of distances."""
+    """Returns what is kept, after checking that it is the same without the whole matrix."""
     whole = method.select(tokens)
     with monkeypatch.context() as patch:
-        patch.setattr(graph, "WHOLE", 4)
+        patch.setattr("gprune.graph.cosine.MAX_DENSE_TOKENS", 4)
         assert torch.equal(method.select(tokens), whole)
     return whole
 
@@ -209,7 +207,7 @@ def in_two_ways(method, tokens: VisualTokens, monkeypatch) -> torch.Tensor:
 @pytest.mark.parametrize("method", [GraphCover, TextCover])
 @pytest.mark.parametrize("share", [0.05, 0.5, 0.9])
 def test_tokens_of_zero_norm_are_a_plain_region(method, share, monkeypatch):
-    """As tokens would be that all show one thing, which nothing else has in common with them."""
+    """They behave like equal tokens with a direction that no other token has."""
     tokens = random_tokens((12, 14))
     x = tokens.features.float()
     dead = torch.arange(168) < 168 * share
@@ -222,9 +220,9 @@ def test_tokens_of_zero_norm_are_a_plain_region(method, share, monkeypatch):
         assert torch.equal(kept, in_two_ways(method(keep), region, monkeypatch))
 
 
-@pytest.mark.parametrize("radius_asked", [0.3, 0.7, 1.2])
-def test_budgets_do_not_take_zeros_for_detail(radius_asked, monkeypatch):
-    budget = CoverBudget(radius_asked)
+@pytest.mark.parametrize("wanted_radius", [0.3, 0.7, 1.2])
+def test_budgets_do_not_count_zeros_as_detail(wanted_radius, monkeypatch):
+    budget = CoverBudget(wanted_radius)
     blank = [VisualTokens(x, grid=SQUARE) for x in (torch.zeros(256, 8), torch.ones(256, 8))]
     assert len(set(budget(blank))) == 1
     tokens = random_tokens((10, 10))
@@ -233,7 +231,7 @@ def test_budgets_do_not_take_zeros_for_detail(radius_asked, monkeypatch):
     counts = budget([like(tokens, x)])
     region = torch.cat([x, (x == 0).all(1, keepdim=True).float()], 1)
     assert counts == budget([VisualTokens(region, grid=(10, 10))])
-    monkeypatch.setattr(graph, "WHOLE", 4)
+    monkeypatch.setattr("gprune.graph.cosine.MAX_DENSE_TOKENS", 4)
     assert counts == budget([like(tokens, x)])
 
 
@@ -244,7 +242,7 @@ def test_budgets_do_not_take_zeros_for_detail(radius_asked, monkeypatch):
 )
 @settings(deadline=None, max_examples=60)
 def test_of_equal_tokens_the_first_are_kept(seed, kinds, share):
-    """Without places: whatever is kept of a kind, it is those of the lowest index."""
+    """Without positions, the kept tokens of a kind are those of the lowest index."""
     rng = np.random.default_rng(seed)
     pool = torch.from_numpy(rng.standard_normal((8, 16))).float()
     pool[7] = 0
@@ -252,9 +250,9 @@ def test_of_equal_tokens_the_first_are_kept(seed, kinds, share):
     for pruner in (GraphCover(share), TextCover(share)):
         kept = pruner.select(tokens).tolist()
         for kind in set(kinds):
-            places = [i for i, other in enumerate(kinds) if other == kind]
-            chosen = [i for i in places if i in kept]
-            assert chosen == places[: len(chosen)]
+            equal = [i for i, other in enumerate(kinds) if other == kind]
+            chosen = [i for i in equal if i in kept]
+            assert chosen == equal[: len(chosen)]
 
 
 @given(
@@ -265,7 +263,7 @@ def test_of_equal_tokens_the_first_are_kept(seed, kinds, share):
 )
 @settings(deadline=None, max_examples=40)
 def test_scales_and_long_tails_of_norms_do_not_matter(grid, seed, scale, tailed):
-    """Norms of trained encoders have long tails; of norms, these methods see nothing."""
+    """Norms of trained encoders have long tails, but these methods ignore norms."""
     tokens = random_tokens(grid, seed)
     factor = torch.full((len(tokens), 1), scale, dtype=torch.float64)
     if tailed:
@@ -281,18 +279,18 @@ def test_scales_and_long_tails_of_norms_do_not_matter(grid, seed, scale, tailed)
     assert budget([scaled]) == budget([tokens])
 
 
-def test_the_same_alone_as_among_others():
+def test_groups_are_independent_of_each_other():
     groups = [random_tokens(grid, seed) for seed, grid in enumerate(GRIDS)]
     for pruner in (GraphCover(0.2), TextCover(0.2), GraphCover(CoverBudget(0.7))):
         together = pruner.reduce_groups(groups)
-        for tokens, (kept, _) in zip(groups, together, strict=True):
-            assert torch.equal(pruner.select(tokens), kept)
+        for tokens, found in zip(groups, together, strict=True):
+            assert torch.equal(pruner.select(tokens), found.kept)
 
 
 def test_a_channel_that_dwarfs_the_rest():
-    """Encoders have channels that are huge in every token; what varies beside them still decides.
+    """Encoders have channels that are huge in every token; the other channels still decide.
 
-    A hundred times the rest takes all cosines above 0.999.
+    A channel a hundred times the rest raises all cosines above 0.999.
     """
     tokens = random_tokens((12, 12))
     huge = torch.full((144, 1), 100.0, dtype=torch.float64)
@@ -306,7 +304,7 @@ def test_a_channel_that_dwarfs_the_rest():
     assert radius(joint(tokens), kept) < (plainly + random) / 2
 
 
-# Through the shipped model's tower.
+# Features of the shipped model's vision tower.
 
 
 @pytest.fixture(scope="module")
@@ -326,7 +324,7 @@ PICTURES = {
 
 @torch.inference_mode()
 def encoded(model, pictures: list[Image.Image]) -> list[VisualTokens]:
-    """Pictures as the shipped model's pruners see them."""
+    """Returns pictures as a pruner receives them in the shipped model."""
     features = model.model.multi_modal_projector(vision_features(model, to_pixels(pictures)))
     return [VisualTokens(x.clone(), grid=SQUARE) for x in features]
 
@@ -344,7 +342,7 @@ def test_real_features(model, name):
             others.append(UniformGridPruner(keep))
         left = [radius(distance, other.select(tokens)) for other in others]
         assert radius(distance, kept) <= min(left)
-        # In the plane alone there is no promise, as features count too; yet no hole is large.
+        # Positions alone have no guarantee, because features count too; yet no gap is large.
         gaps = radius(plane(SQUARE), UniformGridPruner(keep).select(tokens))
         assert radius(plane(SQUARE), kept) <= 2 * gaps
 
@@ -359,21 +357,21 @@ def test_real_features_in_a_batch(model):
 
 
 def parts(kept: torch.Tensor, side: int) -> torch.Tensor:
-    """How many of the kept tokens lie in each of ``side * side`` equal parts of the picture."""
+    """Returns how many kept tokens lie in each of ``side * side`` equal parts of the picture."""
     part = kept // 16 * side // 16 * side + kept % 16 * side // 16
     return torch.bincount(part, minlength=side * side)
 
 
 @pytest.mark.parametrize("seed", range(4))
 def test_every_quarter_of_a_page_is_kept(model, seed):
-    """Of a page full of signs at least half of its share: none is plainer than another."""
+    """Each quarter keeps at least half of its share, because none is plainer than another."""
     [tokens] = encoded(model, [hard_pictures.page(seed)])
     for keep in (0.25, 0.1, 0.05):
         assert parts(GraphCover(keep).select(tokens), 2).min() >= kept_count(256, keep) / 8
 
 
-def test_few_parts_of_a_crowded_scene_go_empty(model):
-    """Of the sixteenths of a scene, at a tenth: fewer than by chance; scores lose several."""
+def test_few_parts_of_a_crowded_scene_are_left_empty(model):
+    """Of sixteen parts, at keep=0.1: fewer than by chance, while G-Prune leaves more."""
     pictures = [make_scene("validation", 0, index, crowded=True).draw() for index in range(12)]
     tokens = encoded(model, pictures)
 
@@ -384,8 +382,8 @@ def test_few_parts_of_a_crowded_scene_go_empty(model):
     assert empty(GraphCover(0.1)) < chance < empty(GPrune(0.1))
 
 
-def test_budgets_follow_what_there_is_to_see(model):
-    """At one radius a white picture keeps least; an ordinary scene less than a crowded one."""
+def test_budgets_follow_the_content(model):
+    """At one radius, an ordinary scene keeps less than a crowded one."""
     ordinary, crowded = (
         [make_scene("validation", 0, index, crowded=crowded).draw() for index in range(8)]
         for crowded in (False, True)
@@ -394,29 +392,29 @@ def test_budgets_follow_what_there_is_to_see(model):
     assert np.mean(budget(encoded(model, ordinary))) < np.mean(budget(encoded(model, crowded)))
 
 
-# In models of other shapes: rasters that follow the picture, tiles with a thumbnail, no CLS token.
+# Other models: rasters that follow the picture, tiles with a thumbnail, no CLS token.
 
 
 class Recording(GraphCover):
-    """GraphCover that remembers what it was shown."""
+    """GraphCover that records the groups that it receives."""
 
     def reduce_groups(self, groups):
-        SHOWN.extend(groups)
+        RECEIVED.extend(groups)
         return super().reduce_groups(groups)
 
 
-SHOWN: list[VisualTokens] = []
+RECEIVED: list[VisualTokens] = []
 
 
-def shown(specimen, model, images: list[int], pruner, blank: bool = False):
-    """What a pruner was shown of each group of a batch, and what was kept of it."""
-    SHOWN.clear()
+def received(specimen, model, images: list[int], pruner, blank: bool = False):
+    """Returns the groups that a pruner received of a batch, and what was kept of each."""
+    RECEIVED.clear()
     batch = make_batch(specimen, model, images, seed=3)
     if blank:
         batch.inputs["pixel_values"].fill_(0.6)
     with torch.no_grad(), pruner(model) as pruned:
         model(**batch.inputs)
-    return list(SHOWN), [group for row in pruned.kept for group in row]
+    return list(RECEIVED), [group for row in pruned.kept for group in row]
 
 
 @pytest.mark.parametrize("name", ["qwen2_5_vl", "llava_next", "paligemma", "mistral3"])
@@ -424,7 +422,7 @@ def shown(specimen, model, images: list[int], pruner, blank: bool = False):
 def test_models_of_every_shape(name, blank):
     specimen = SPECIMENS[name]
     model = specimen.build()
-    groups, kept = shown(specimen, model, [1, 2], Recording(0.25), blank)
+    groups, kept = received(specimen, model, [1, 2], Recording(0.25), blank)
     assert len(groups) == len(kept) >= 3
     for tokens, group in zip(groups, kept, strict=True):
         rows = torch.arange(len(tokens))
@@ -436,27 +434,27 @@ def test_models_of_every_shape(name, blank):
         places = tokens.coordinates().double().numpy()[free]
         x = tokens.features.double().numpy()[free]
         unit = x / np.linalg.norm(x, axis=1, keepdims=True)
-        nothing = np.square(unit[:, None] - unit[None]).sum(-1).mean() < 1e-5
-        terms = squares(places) if nothing else squares(places) + squares(unit)
+        blank_features = np.square(unit[:, None] - unit[None]).sum(-1).mean() < 1e-5
+        terms = squares(places) if blank_features else squares(places) + squares(unit)
         order = torch.tensor([free.index(row) for row in chosen])
         assert within_twice_the_best(np.sqrt(terms), order, TOLERANCE)
 
 
 def test_a_blank_picture_without_absolute_positions():
-    """Qwen2.5-VL's tower gives every patch of it one feature but for rounding: places decide."""
+    """Qwen2.5-VL's tower gives all of its patches one feature up to rounding: positions decide."""
     specimen = SPECIMENS["qwen2_5_vl"]
-    groups, kept = shown(specimen, specimen.build(), [3], Recording(0.25), blank=True)
+    groups, kept = received(specimen, specimen.build(), [3], Recording(0.25), blank=True)
     assert not all(torch.equal(x.features, x.features[:1].expand_as(x.features)) for x in groups)
     for tokens, group in zip(groups, kept, strict=True):
         equal = VisualTokens(torch.ones(len(tokens), 4), grid=tokens.grid)
         assert torch.equal(group.indices, GraphCover(0.25).select(equal))
 
 
-def test_tiles_shared_out_by_a_thumbnail_are_covered_each():
-    """Blank tiles and all: every tile keeps what it was dealt, and no tile is left out."""
+def test_every_tile_is_covered_with_a_thumbnail_guided_budget():
+    """Even of a blank picture, the canvas keeps its budget, and no tile is left out."""
     specimen = SPECIMENS["llava_next"]
     keep = ThumbnailGuided(0.5)
-    groups, kept = shown(specimen, specimen.build(), [1], Recording(keep), blank=True)
+    groups, kept = received(specimen, specimen.build(), [1], Recording(keep), blank=True)
     _, canvas = groups
     rows, columns = canvas.grid
     ends = 0 if canvas.protected is None else int(canvas.protected.sum())

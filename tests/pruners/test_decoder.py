@@ -1,4 +1,4 @@
-"""Methods inside the language model, without one: what they promise before any layer runs."""
+"""Methods inside the language model, tested without a model."""
 
 from __future__ import annotations
 
@@ -29,9 +29,10 @@ def test_fastv_keeps_the_most_attended(n, k, seed):
     given = tokens(n, 1, seed=seed)
     scores = given.attention[0].tolist()
     expected = sorted(sorted(range(n), key=lambda i: (-scores[i], i))[:k])
-    kept, members = FastV(0.5).drop(given, k)
-    assert kept.tolist() == expected
-    assert members is None
+    found = FastV(0.5).drop(given, k)
+    assert found.kept.tolist() == expected
+    assert found.members is None
+    assert not found.merges
 
 
 @given(total=st.integers(1, 3000), keep=st.floats(0.01, 1), depth=st.integers(2, 48))
@@ -74,12 +75,13 @@ def test_sparsevlm_meets_its_budget_and_recycles_within_it(
     assert last <= early <= n
     rank = np.linalg.matrix_rank(given.attention.numpy())
     assert early == min(n, max(last, int(13.5 * rank)))
-    kept, members = pruner.drop(given, last)
+    found = pruner.drop(given, last)
+    kept, members = found.kept, found.members
     assert kept.tolist() == sorted(set(kept.tolist()))
     assert len(kept) == last
     if members is None:
         return
-    # Each kept token stands for itself at least, and no token for two.
+    # Each kept token is a member of itself, and no token is a member of two.
     assert members[kept].tolist() == list(range(last))
     sizes = torch.bincount(members[members >= 0], minlength=last)
     single = given.attention.mean(0)[kept[sizes == 1]]
@@ -90,15 +92,15 @@ def test_sparsevlm_meets_its_budget_and_recycles_within_it(
         assert not len(single) or single.min() >= lost.max()
 
 
-def test_sparsevlm_without_recycling_keeps_the_best_rated():
+def test_sparsevlm_without_recycling_keeps_the_highest_scores():
     given = tokens(30, 4)
-    kept, members = SparseVLM(0.3, recycle=0.0).drop(given, 9)
+    found = SparseVLM(0.3, recycle=0.0).drop(given, 9)
     scores = given.attention.mean(0).tolist()
-    assert members is None
-    assert kept.tolist() == sorted(sorted(range(30), key=lambda i: (-scores[i], i))[:9])
+    assert found.members is None
+    assert found.kept.tolist() == sorted(sorted(range(30), key=lambda i: (-scores[i], i))[:9])
 
 
-def test_sparsevlm_asks_the_text_that_concerns_the_image():
+def test_sparsevlm_uses_text_that_is_relevant_to_the_image():
     visual = torch.tensor([[4.0, 0.0], [3.0, 0.0]])
     text = torch.tensor([[0.0, 5.0], [2.0, 0.0], [-2.0, 0.0], [2.0, 1.0]])
     assert SparseVLM(0.5).raters(visual, text).tolist() == [1, 3]
@@ -119,9 +121,9 @@ def test_clusters_are_around_their_nearest_centre(n, k, seed):
     assert cluster[centres].tolist() == list(range(k))
 
 
-def test_density_peaks_find_two_heaps():
-    heaps = torch.tensor([[0.0], [0.1], [0.2], [9.0], [9.1], [9.2]])
-    _, cluster = density_peaks(heaps, 2)
+def test_density_peaks_find_two_clusters():
+    points = torch.tensor([[0.0], [0.1], [0.2], [9.0], [9.1], [9.2]])
+    _, cluster = density_peaks(points, 2)
     assert cluster.tolist() == [0, 0, 0, 1, 1, 1]
     copies = density_peaks(torch.zeros(4, 2), 2)
     assert copies[0].tolist() == [0, 1]  # ties go to the lowest index

@@ -1,4 +1,4 @@
-"""DivPrune, DART, ToDRE and GraphCover against obvious implementations and their own guarantees."""
+"""DivPrune, DART, ToDRE and GraphCover against naive implementations and their guarantees."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ from gprune import (
     VLMPruner,
     graph,
 )
-from gprune.pruners.diversity import CosineDistance, farthest_first
+from gprune.pruners.greedy import CosineDistance, farthest_first
+from tests.pruners.reductions import assert_same_reduction
 
 SIZES = {"n": st.integers(1, 30), "d": st.integers(1, 6), "seed": st.integers(0, 2**31 - 1)}
 
@@ -32,7 +33,7 @@ def features(n: int, d: int, seed: int) -> torch.Tensor:
 
 
 def greedy(distance: list[list[float]], first: int, k: int) -> list[int]:
-    """The definition, with nothing remembered between steps."""
+    """Follows the definition; recomputes everything in each step."""
     chosen = [first]
     while len(chosen) < k:
         rest = [i for i in range(len(distance)) if i not in chosen]
@@ -51,18 +52,18 @@ def test_divprune_is_the_algorithm_of_the_paper(n, d, seed, k):
     k = min(k, n)
     distance = [[1 - cosine(a, b) for b in x.numpy()] for a in x.numpy()]
     nearest = [min((distance[i][j] for j in range(n) if j != i), default=0) for i in range(n)]
-    # The two that are nearest to each other tie by definition, whatever they round to.
+    # Two tokens that are each other's nearest tie by definition, whatever rounding gives.
     first = max(range(n), key=lambda i: (round(nearest[i], 6), -i))
     assert DivPrune(k).select(VisualTokens(x)).tolist() == sorted(greedy(distance, first, k))
 
 
 @given(**SIZES, k=st.integers(1, 30))
 @settings(deadline=None)
-def test_todre_takes_k_centres_from_the_most_distant_on(n, d, seed, k):
+def test_todre_takes_k_centres_starting_at_the_most_distant(n, d, seed, k):
     x = features(n, max(d, 3), seed)
     k = min(k, n)
     distance = [[1 - cosine(a, b) for b in x.numpy()] for a in x.numpy()]
-    # Of two tokens, each is as far from the other.
+    # Two tokens have the same distance from each other.
     first = max(range(n), key=lambda i: (round(sum(distance[i]), 6), -i))
     assert ToDRE(k).select(VisualTokens(x)).tolist() == sorted(greedy(distance, first, k))
 
@@ -154,13 +155,13 @@ def test_graph_cover_is_greedy_in_its_joint_distance(place, k):
     rows, columns = 3, 5
     x = features(rows * columns, 7, 3).numpy()
     unit = x / np.linalg.norm(x, axis=1, keepdims=True)
-    where = np.array([(row, column) for row in range(rows) for column in range(columns)], float)
+    positions = np.array([(row, column) for row in range(rows) for column in range(columns)], float)
 
     def squares(points: np.ndarray) -> np.ndarray:
         found = np.array([[((a - b) ** 2).sum() for b in points] for a in points])
         return found / found.mean()
 
-    joint = squares(unit) + place * squares(where)
+    joint = squares(unit) + place * squares(positions)
     expected = greedy(joint.tolist(), int(joint.sum(1).argmin()), k)
     tokens = VisualTokens(torch.from_numpy(x), grid=(rows, columns))
     assert GraphCover(k, place=place).select(tokens).tolist() == sorted(expected)
@@ -174,7 +175,7 @@ def test_graph_cover_does_not_depend_on_scales():
 
 
 def test_graph_cover_reaches_every_region():
-    """On a plain image nothing but place tells tokens apart: it spreads over all of it."""
+    """On a plain image only positions differ, so the kept tokens spread over all of it."""
     rounding = 1e-5 * torch.randn(64, 3, generator=torch.Generator().manual_seed(0))
     for plain in (torch.ones(64, 3), 1 + rounding):
         kept = GraphCover(16).select(VisualTokens(plain, grid=(8, 8)))
@@ -183,7 +184,7 @@ def test_graph_cover_reaches_every_region():
         assert torch.cdist(every, places).amin(1).max() <= 2  # a grid of 2x2 cells has 1.41
 
 
-def test_without_a_grid_meaning_alone_counts():
+def test_without_a_grid_only_features_count():
     x = features(20, 4, 2)
     alone = GraphCover(5, place=0.0).select(VisualTokens(x, grid=(4, 5)))
     assert torch.equal(GraphCover(5).select(VisualTokens(x)), alone)
@@ -226,31 +227,30 @@ def test_tokens_of_zero_norm(method):
 def test_the_same_without_the_whole_matrix(method, grid, monkeypatch):
     x = features(300, 24, 7).float()
     x[::50] = 0
-    attention = features(300, 1, 8).float().abs().round(decimals=1).squeeze(1)  # some alike
+    attention = features(300, 1, 8).float().abs().round(decimals=1).squeeze(1)  # with ties
     tokens = VisualTokens(x, grid=grid, attention=attention)
     pruner = method(0.2)
     whole = pruner.reduce_groups([tokens])[0]
-    monkeypatch.setattr(graph, "WHOLE", 100)
-    for expected, actual in zip(whole, pruner.reduce_groups([tokens])[0], strict=True):
-        assert expected is actual is None or torch.equal(expected, actual)
+    monkeypatch.setattr("gprune.graph.cosine.MAX_DENSE_TOKENS", 100)
+    assert_same_reduction(pruner.reduce_groups([tokens])[0], whole)
 
 
 @pytest.mark.parametrize("n", [5, 300])
-def test_rows_that_are_read_ahead_of_their_use(n):
-    """What is chosen is the same, and each product serves several choices."""
+def test_prefetched_rows(n):
+    """The choice is the same, and each product serves several choices."""
     x = features(n, 24, 7).float()
     x[n - n // 2 :] = x[: n // 2]  # ties
-    whole, asked = 1 - graph.cosine_similarity(x), []
+    dense, reads = 1 - graph.cosine_similarity(x), []
 
     class Counted(CosineDistance):
-        def __getitem__(self, row):
-            asked.append(len(row))
-            return super().__getitem__(row)
+        def __getitem__(self, rows):
+            reads.append(len(rows))
+            return super().__getitem__(rows)
 
     k = (n + 1) // 2
-    expected = farthest_first(whole, torch.tensor(3), k)
+    expected = farthest_first(dense, torch.tensor(3), k)
     assert torch.equal(farthest_first(Counted(x), torch.tensor(3), k), expected)
-    singly = len(asked)
-    assert torch.equal(farthest_first(Counted(x), torch.tensor(3), k, ahead=True), expected)
-    assert singly == k
-    assert len(asked) - singly <= 2 + k // 4
+    unprefetched = len(reads)
+    assert torch.equal(farthest_first(Counted(x), torch.tensor(3), k, prefetch=True), expected)
+    assert unprefetched == k
+    assert len(reads) - unprefetched <= 2 + k // 4

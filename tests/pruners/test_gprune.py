@@ -1,4 +1,4 @@
-"""`GPrune` against an obvious second implementation, and its properties."""
+"""`GPrune` against an independent reference implementation, and its properties."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from gprune import GPrune, VisualTokens, kept_count
-from tests import reference
+from tests.graph import reference
 
 KINDS = ("random", "clustered", "duplicated", "all_similar", "all_isolated")
 
@@ -44,7 +44,7 @@ def select(x: torch.Tensor, keep, **options) -> list[int]:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("seed", range(12))
 def test_selects_what_the_reference_selects(kind, dtype, seed):
-    """Exactly; a case in which rounding alone could decide is told apart by the reference."""
+    """Exactly, except where the reference shows that rounding alone could decide."""
     n, d = [(50, 8), (196, 64), (300, 32), (577, 48)][seed % 4]
     x = make_features(kind, n, d, seed, dtype)
     options = {"threshold": 0.7} if seed % 2 else {}
@@ -53,14 +53,14 @@ def test_selects_what_the_reference_selects(kind, dtype, seed):
         k = kept_count(n, keep)
         actual, expected = select(x, keep, **options), reference.top(scores, k)
         if actual != expected:
-            # Float32 resolves similarities to 1e-7, which T = .03 magnifies: such a near tie, or a
-            # pair at the threshold, is the one excuse.
+            # Float32 resolves similarities to 1e-7, which T = .03 magnifies: only such a near tie,
+            # or a pair at the threshold, may differ.
             close = reference.margin(x.float().numpy(), options.get("threshold", 0.5)) < 1e-6
             assert close or reference.gap_at(scores, k) < 1e-5
 
 
-def test_few_references_need_that_excuse():
-    """The test above would pass on anything if every case were a near tie: nearly none is."""
+def test_near_ties_are_rare():
+    """The test above would always pass if every case were a near tie."""
     cases = equal = 0
     for seed in range(40):
         for kind in ("random", "clustered", "all_isolated"):
@@ -74,7 +74,7 @@ def test_few_references_need_that_excuse():
 
 
 def test_isolated_tokens_first_then_the_smallest_clusters():
-    """The published behaviour, weak spots included: 40 isolated, clusters of 200 down to 10."""
+    """The published behaviour, weaknesses included: 40 isolated, clusters of 200 down to 10."""
     torch.manual_seed(0)
     sizes = [200, 100, 50, 20, 10] + [1] * 40
     centres = torch.eye(len(sizes), 64)
@@ -169,7 +169,7 @@ def test_bad_parameters_at_construction(options, message):
         GPrune(0.5, **options)
 
 
-def test_protected_tokens_are_kept_and_are_no_nodes():
+def test_protected_tokens_are_kept_and_are_not_nodes():
     x = make_features("clustered", 60, 16, 4)
     protected = torch.zeros(60, dtype=torch.bool)
     protected[[4, 30, 59]] = True
@@ -181,7 +181,7 @@ def test_protected_tokens_are_kept_and_are_no_nodes():
     assert GPrune(0.1).select(every).tolist() == list(range(60))
 
 
-def test_nothing_of_size_n_squared_outlives_the_selection():
+def test_no_tensor_of_n_squared_entries_outlives_the_selection():
     import gc
 
     x = make_features("random", 311, 16, 0)
@@ -193,7 +193,7 @@ def test_nothing_of_size_n_squared_outlives_the_selection():
     assert np.prod(scores.shape) == 93
 
 
-def test_a_backend_that_is_not_there(monkeypatch):
+def test_a_backend_that_is_unknown_or_not_installed(monkeypatch):
     with pytest.raises(ValueError, match="backend='cuda' must be one of torch, triton"):
         GPrune(0.5, backend="cuda")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)

@@ -1,4 +1,4 @@
-"""CDPruner, TRIM, SCOPE and VLM-Pruner against obvious implementations; missing signals."""
+"""CDPruner, TRIM, SCOPE and VLM-Pruner against naive implementations; missing signals."""
 
 from __future__ import annotations
 
@@ -67,14 +67,14 @@ def test_cdpruner_without_the_whole_kernel(d, monkeypatch):
     tokens = VisualTokens(x, text=x[7:9])
     whole = CDPruner(50).kernel(tokens)
     expected = CDPruner(50).select(tokens)
-    monkeypatch.setattr(gprune.graph, "WHOLE", 100)
+    monkeypatch.setattr("gprune.graph.cosine.MAX_DENSE_TOKENS", 100)
     assert torch.equal(CDPruner(50).select(tokens), expected)
     rows = KernelRows(CosineRows(x), CDPruner(50).weights(tokens))
     assert torch.equal(rows[torch.arange(300)], whole)
     assert torch.equal(rows.diagonal(), whole.diagonal())
 
 
-def test_cdpruner_with_a_text_tower_turns_the_sign():
+def test_cdpruner_with_a_text_tower_negates_relevance():
     tokens = group(4, 5, 3)
     generator = torch.Generator().manual_seed(1)
     aligned, text = (torch.randn(size, 3, generator=generator) for size in (20, 2))
@@ -83,12 +83,12 @@ def test_cdpruner_with_a_text_tower_turns_the_sign():
     assert ranked(diagonal) == ranked(-torch.from_numpy(similarity_to_text(with_clip, aligned)))
 
 
-def test_the_question_decides():
+def test_the_token_that_the_question_asks_about_is_kept():
     x = torch.eye(12)
-    for asked in (2, 9):
-        tokens = VisualTokens(x, text=x[asked : asked + 1])
-        assert asked in CDPruner(1).select(tokens)
-        assert asked in TRIM(3).select(tokens)
+    for relevant in (2, 9):
+        tokens = VisualTokens(x, text=x[relevant : relevant + 1])
+        assert relevant in CDPruner(1).select(tokens)
+        assert relevant in TRIM(3).select(tokens)
 
 
 @given(**SIZES)
@@ -97,7 +97,8 @@ def test_trim(rows, columns, seed, share):
     tokens = group(rows, columns, seed)
     k = max(1, int(len(tokens) * share))
     order = ranked(torch.from_numpy(similarity_to_text(tokens, tokens.features)).float())
-    kept, means = TRIM(k).reduce(tokens)
+    found = TRIM(k).reduce(tokens)
+    kept, means = found.kept, found.features(tokens.features)
     assert kept.tolist() == sorted(order[:k])
     rest = tokens.features[order[k - 1 :]].mean(0)
     for token, mean in zip(kept.tolist(), means, strict=True):
@@ -105,7 +106,7 @@ def test_trim(rows, columns, seed, share):
         assert torch.allclose(mean, expected, atol=1e-5)
 
 
-@example(rows=2, columns=3, seed=0, share=0.5, power=0.0)  # two tokens that gain alike
+@example(rows=2, columns=3, seed=0, share=0.5, power=0.0)  # two tokens with equal gains
 @example(rows=5, columns=7, seed=6, share=0.984375, power=2.0)  # saliency of 1e-10
 @given(**SIZES, power=st.sampled_from([0.0, 1.0, 2.0]))
 @settings(deadline=None, max_examples=60)
@@ -192,7 +193,8 @@ def test_vlm_pruner(rows, columns, seed, share, pivots, buffering):
         }
         chosen.append(min(rest, key=lambda i: (redundancy[i], i)))
     pruner = VLMPruner(k, pivots=pivots, buffering=buffering)
-    kept, means = pruner.reduce(tokens)
+    found = pruner.reduce(tokens)
+    kept, means = found.kept, found.features(tokens.features)
     assert kept.tolist() == sorted(chosen)
     weights = {j: {j: 1.0} for j in chosen}
     for i in set(range(n)) - set(chosen):
@@ -204,8 +206,8 @@ def test_vlm_pruner(rows, columns, seed, share, pivots, buffering):
         assert np.allclose(mean.numpy(), expected, atol=1e-4)
 
 
-def test_vlm_pruner_waits_with_what_is_far():
-    """Near one pivot first: the more buffering, the nearer the kept tokens lie to it."""
+def test_vlm_pruner_takes_far_tokens_last():
+    """The more buffering, the nearer the kept tokens lie to the pivot."""
     x = torch.randn(100, 32, generator=torch.Generator().manual_seed(0))
     tokens = VisualTokens(x, grid=(10, 10))
 
@@ -217,11 +219,11 @@ def test_vlm_pruner_waits_with_what_is_far():
     assert reach(50.0) < reach(0.0)
 
 
-NEEDY = [name for name in gprune.methods() if gprune.make(name, keep=1.0).signals]
+WITH_SIGNALS = [name for name in gprune.methods() if gprune.make(name, keep=1.0).signals]
 
 
-@pytest.mark.parametrize("name", NEEDY)
-def test_a_missing_signal_is_said(name):
+@pytest.mark.parametrize("name", WITH_SIGNALS)
+def test_a_missing_signal_is_named(name):
     whole = with_signals(torch.randn(12, 5), grid=(3, 4))
     pruner = gprune.make(name, keep=0.5)
     for signal in pruner.signals:
@@ -235,7 +237,7 @@ def test_a_missing_signal_is_said(name):
             pruner.select(VisualTokens(whole.features, grid=(3, 4), **given))
 
 
-@pytest.mark.parametrize("name", [*NEEDY, "vlm_pruner"])
+@pytest.mark.parametrize("name", [*WITH_SIGNALS, "vlm_pruner"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_ties_threads_and_dtypes(name, dtype):
     same = VisualTokens(
@@ -247,17 +249,17 @@ def test_ties_threads_and_dtypes(name, dtype):
         text=torch.ones(1, 4, dtype=dtype),
     )
     kept = gprune.make(name, keep=4).select(same)
-    assert kept[0] == 0  # ties from the lowest index
+    assert kept[0] == 0  # ties go to the lowest index
     tokens = with_signals(torch.randn(300, 64).to(dtype), grid=(15, 20))
     threads = torch.get_num_threads()
     pruner = gprune.make(name, keep=0.2)
     try:
         torch.set_num_threads(1)
-        one, features = pruner.reduce(tokens)
+        one = pruner.reduce(tokens)
     finally:
         torch.set_num_threads(threads)
-    assert torch.equal(one, pruner.select(tokens))
-    assert features.dtype == dtype
+    assert torch.equal(one.kept, pruner.select(tokens))
+    assert one.features(tokens.features).dtype == dtype
     assert len(gprune.make(name, keep=0.5).select(with_signals(torch.zeros(8, 3)))) == 4
 
 

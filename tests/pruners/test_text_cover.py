@@ -1,4 +1,4 @@
-"""TextCover against its definition, the best of all subsets, and GraphCover where they agree."""
+"""TextCover against its definition, the best of all subsets, and GraphCover."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gprune import GraphCover, TextCover, VisualTokens, graph
+from gprune import GraphCover, TextCover, VisualTokens
+from tests.pruners.reductions import assert_same_reduction
 
 SIZES = {
     "rows": st.integers(1, 4),
@@ -22,14 +23,14 @@ WEIGHTS = st.sampled_from([0.1, 0.5, 1.0, 4.0, 50.0])
 
 
 def group(rows: int, columns: int, seed: int, d: int = 6) -> VisualTokens:
-    """Random tokens on a raster, and a question of three."""
+    """Returns random tokens on a raster, and a question of three embeddings."""
     normal = np.random.default_rng(seed).standard_normal
     x, text = normal((rows * columns, d)), normal((3, d))
     return VisualTokens(torch.from_numpy(x), grid=(rows, columns), text=torch.from_numpy(text))
 
 
 def definition(tokens: VisualTokens, place: float, text_weight: float) -> tuple:
-    """Distances (not squared) and weights, pair by pair and token by token."""
+    """Returns distances (not squared) and weights, pair by pair and token by token."""
     x, text = tokens.features.numpy(), tokens.text.numpy()
     n = len(x)
     unit = x / np.linalg.norm(x, axis=1, keepdims=True)
@@ -41,13 +42,13 @@ def definition(tokens: VisualTokens, place: float, text_weight: float) -> tuple:
         return found / found.mean() if n > 1 else found
 
     distance = np.sqrt(squares(unit) + place * squares(places))
-    asked = [sum(float(u @ word) for word in words) / len(words) for u in unit]
-    less = [sum(other < own - 1e-4 for other in asked) for own in asked]
+    relevance = [sum(float(u @ word) for word in words) / len(words) for u in unit]
+    less = [sum(other < own - 1e-4 for other in relevance) for own in relevance]
     return distance, np.array([1 + text_weight * count / max(n - 1, 1) for count in less])
 
 
 def greedy(distance: np.ndarray, weights: np.ndarray, k: int) -> list[int]:
-    """The definition, with nothing remembered between steps."""
+    """Follows the definition; recomputes everything in each step."""
     total = (distance**2).sum(1)
     heaviest = [i for i in range(len(weights)) if weights[i] == weights.max()]
     chosen = [min(heaviest, key=lambda i: (round(total[i], 6), i))]
@@ -72,7 +73,7 @@ def test_greedy_in_the_weighted_distance(rows, columns, seed, share, place, text
 @given(n=st.integers(2, 9), seed=st.integers(0, 2**31 - 1), k=st.integers(1, 4), weight=WEIGHTS)
 @settings(deadline=None, max_examples=150)
 def test_the_guarantee(n, seed, k, weight):
-    """Never more than min(3, 2 + text_weight) times the best of all subsets."""
+    """The radius is at most min(3, 2 + text_weight) times that of the best of all subsets."""
     tokens = group(1, n, seed, d=3)
     k = min(k, n)
     distance, weights = definition(tokens, 2.0, weight)
@@ -91,12 +92,14 @@ def test_without_weight_it_is_graph_cover(rows, columns, seed, share, merge):
     tokens = group(rows, columns, seed)
     k = max(1, int(len(tokens) * share))
     cover = GraphCover(k, merge=merge).reduce(tokens)
-    assert all(map(torch.equal, TextCover(k, merge=merge, text_weight=0.0).reduce(tokens), cover))
+    found = TextCover(k, merge=merge, text_weight=0.0).reduce(tokens)
+    assert_same_reduction(found, cover)
+    assert torch.equal(found.features(tokens.features), cover.features(tokens.features))
 
 
 @pytest.mark.parametrize("noise", [0.0, 1e-5])
 def test_equally_relevant_tokens_weigh_the_same(noise):
-    """On a plain picture relevance differs by rounding, of which ranks would make the most."""
+    """On a plain picture relevance differs by rounding, which plain ranks would amplify."""
     generator = torch.Generator().manual_seed(0)
     x = 1 + noise * torch.randn(64, 3, generator=generator)
     tokens = VisualTokens(x, grid=(8, 8), text=torch.randn(2, 3, generator=generator))
@@ -105,7 +108,7 @@ def test_equally_relevant_tokens_weigh_the_same(noise):
 
 @given(**SIZES, weight=WEIGHTS)
 @settings(deadline=None, max_examples=60)
-def test_weights_follow_relevance_and_no_scale(rows, columns, seed, weight):
+def test_weights_follow_relevance_whatever_its_scale(rows, columns, seed, weight):
     tokens = group(rows, columns, seed)
     pruner = TextCover(0.4, text_weight=weight)
     weights = pruner.weights(tokens)
@@ -113,14 +116,14 @@ def test_weights_follow_relevance_and_no_scale(rows, columns, seed, weight):
     assert weights.max() <= 1 + weight
     unit = torch.nn.functional.normalize(tokens.features, dim=1)
     words = torch.nn.functional.normalize(tokens.text, dim=1)
-    asked = (unit @ words.T).mean(1)
-    assert (weights[asked.argsort()].diff() >= 0).all()
+    relevance = (unit @ words.T).mean(1)
+    assert (weights[relevance.argsort()].diff() >= 0).all()
     scaled = VisualTokens(1000 * tokens.features, grid=tokens.grid, text=0.001 * tokens.text)
     assert torch.equal(pruner.select(tokens), pruner.select(scaled))
 
 
-def test_what_is_asked_about_is_covered_more_closely():
-    """Two regions alike but for the question: the one it is about keeps more, the other some."""
+def test_relevant_regions_are_covered_more_closely():
+    """Of two similar regions, the one that the question is about keeps more, the other some."""
     x = torch.randn(128, 16, generator=torch.Generator().manual_seed(0))
     left = (torch.arange(128) % 16 < 8).float()
     x[:, 0], x[:, 1] = 3 * left, 3 * (1 - left)
@@ -135,16 +138,16 @@ def test_what_is_asked_about_is_covered_more_closely():
 
 def test_the_most_relevant_token_is_kept():
     x = torch.eye(12)
-    for asked in (2, 9):
+    for relevant in (2, 9):
         for k in (1, 4):
-            tokens = VisualTokens(x, grid=(3, 4), text=x[asked : asked + 1])
-            assert asked in TextCover(k, text_weight=0.01).select(tokens)
+            tokens = VisualTokens(x, grid=(3, 4), text=x[relevant : relevant + 1])
+            assert relevant in TextCover(k, text_weight=0.01).select(tokens)
 
 
 def test_ties_go_to_the_lowest_index():
     tokens = VisualTokens(torch.ones(6, 4), text=torch.ones(1, 4))
     assert TextCover(3).select(tokens).tolist() == [0, 1, 2]
-    # Two copies of what is asked about: the first of them, then the farthest of the others.
+    # Two copies of the relevant token: the first of them, then the farthest of the others.
     x = torch.tensor([[0.0, 1], [1, 0], [0, 1], [1, 0]])
     tokens = VisualTokens(x, text=torch.tensor([[1.0, 0]]))
     assert TextCover(1).select(tokens).tolist() == [1]
@@ -159,8 +162,8 @@ def test_the_largest_weights_stay_finite(weight):
     assert int(TextCover(5).weights(tokens).argmax()) in kept
 
 
-def test_a_text_tower_turns_the_sign():
-    """In CLIP's space, as in CDPruner, the least similar are the most relevant."""
+def test_a_text_tower_negates_relevance():
+    """In CLIP's space, as in CDPruner, the least similar tokens are the most relevant."""
     x = torch.randn(12, 5, generator=torch.Generator().manual_seed(1))
     near = VisualTokens(x, grid=(3, 4), aligned=torch.eye(12), text=torch.eye(12)[7:8])
     far = VisualTokens(x, grid=(3, 4), aligned=-torch.eye(12), text=torch.eye(12)[7:8])
@@ -169,12 +172,13 @@ def test_a_text_tower_turns_the_sign():
     assert TextCover(1).select(far).tolist() == [7]
 
 
-def test_merging_goes_into_the_nearest():
+def test_dropped_tokens_are_merged_into_the_nearest():
     tokens = group(5, 6, 2)
-    kept, members = TextCover(7, merge=True).reduce_groups([tokens])[0]
+    found = TextCover(7, merge=True).reduce_groups([tokens])[0]
+    kept, members = found.kept, found.members
     assert torch.equal(kept, TextCover(7).select(tokens))
     distance, _ = definition(tokens, TextCover(7).place, 1.0)
-    # By distance alone; a kept token is nearest to itself.
+    # By distance without weights; a kept token is nearest to itself.
     assert kept[members].tolist() == kept[distance[:, kept].argmin(1)].tolist()
 
 
@@ -184,12 +188,11 @@ def test_the_same_without_the_whole_matrix(merge, monkeypatch):
     tokens.features[::50] = 0
     pruner = TextCover(0.2, merge=merge)
     whole = pruner.reduce_groups([tokens])[0]
-    monkeypatch.setattr(graph, "WHOLE", 100)
-    for expected, actual in zip(whole, pruner.reduce_groups([tokens])[0], strict=True):
-        assert expected is actual is None or torch.equal(expected, actual)
+    monkeypatch.setattr("gprune.graph.cosine.MAX_DENSE_TOKENS", 100)
+    assert_same_reduction(pruner.reduce_groups([tokens])[0], whole)
 
 
-def test_protected_tokens_neither_rank_nor_count():
+def test_protected_tokens_are_not_ranked_or_counted():
     tokens = group(4, 6, 3)
     protected = torch.zeros(24, dtype=torch.bool)
     protected[[0, 5, 17]] = True

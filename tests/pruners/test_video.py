@@ -1,4 +1,4 @@
-"""EVS and VidCom2 against the obvious, token by token, and what they promise."""
+"""EVS and VidCom2 against naive implementations, token by token, and their guarantees."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gprune import EVS, VidCom2, VisualTokens, kept_count
-from gprune.pruners.video import dealt_out
+from gprune.pruners.vidcom2 import rounded_counts
 from tests.hf.batches import GREEDY, STEPS, add_video, make_batch, masked_greedy
 from tests.hf.models import SPECIMENS
 
@@ -28,7 +28,7 @@ def groups(frames, kind="frame"):
 
 
 def chosen(pruner, frames):
-    return [kept.tolist() for kept, _ in pruner.reduce_groups(groups(frames))]
+    return [found.kept.tolist() for found in pruner.reduce_groups(groups(frames))]
 
 
 def cosine(x, y):
@@ -46,7 +46,7 @@ def test_evs_keeps_what_changed_most(t, n, seed, keep):
         for f in range(t)
         for i in range(n)
     }
-    order = sorted(changed, key=lambda place: (-changed[place], place))[:total]
+    order = sorted(changed, key=lambda token: (-changed[token], token))[:total]
     expected = [sorted(i for f, i in order if f == frame) for frame in range(t)]
     assert chosen(EVS(keep), frames) == expected
 
@@ -66,7 +66,7 @@ def test_evs_follows_what_moves():
 
 @given(**VIDEOS, keep=st.one_of(st.floats(0.05, 1), st.integers(1, 9)))
 @settings(deadline=None)
-def test_vidcom2_is_what_its_formula_says(t, n, seed, keep):
+def test_vidcom2_follows_its_formula(t, n, seed, keep):
     frames = video(t, n, seed)
     rows = frames.double().numpy()
     spread = rows.reshape(t * n, -1).var(0)
@@ -75,26 +75,26 @@ def test_vidcom2_is_what_its_formula_says(t, n, seed, keep):
     unit = unit / np.linalg.norm(unit, axis=-1, keepdims=True)
     centre = unit.reshape(t * n, -1).mean(0)
 
-    def alike(x, mean):
-        apart = ((x - mean) ** 2).sum()
-        return sum(math.exp(-apart / (2 * 2.0**power)) for power in range(-3, 2))
+    def resemblance(x, mean):
+        squared = ((x - mean) ** 2).sum()
+        return sum(math.exp(-squared / (2 * 2.0**power)) for power in range(-3, 2))
 
-    whole = np.array([[alike(x, centre) for x in frame] for frame in unit])
-    own = np.array([[alike(x, frame.mean(0)) for x in frame] for frame in unit])
-    unique = -whole.mean(1)
-    part = np.exp((unique - unique.max()) / 0.01)
-    part /= part.sum()
+    whole = np.array([[resemblance(x, centre) for x in frame] for frame in unit])
+    own = np.array([[resemblance(x, frame.mean(0)) for x in frame] for frame in unit])
+    uniqueness = -whole.mean(1)
+    softmax = np.exp((uniqueness - uniqueness.max()) / 0.01)
+    softmax /= softmax.sum()
     total = t * kept_count(n, keep)
-    shares = total / t * (1 + part - part.mean())
+    shares = total / t * (1 + softmax - softmax.mean())
     kept = chosen(VidCom2(keep), frames)
     assert sum(map(len, kept)) == total
     for frame, picked in enumerate(kept):
         score = whole[frame] + own[frame]
-        # The two tokens of a frame are as far from their mean: such ties are not for rounding.
+        # In a frame of two tokens both are equally far from the mean: rounding decides such ties.
         left = [score[i] for i in range(n) if i not in picked]
         assert picked == sorted(set(picked))
         assert max(score[picked], default=0) <= min(left, default=np.inf) + 1e-6
-    # No token could move to another frame and bring the counts nearer to the shares.
+    # Moving a token to another frame would not bring the counts nearer to the shares.
     counts = [len(picked) for picked in kept]
     for f, g in itertools.permutations(range(t), 2):
         if counts[f] > 1 and counts[g] < n:
@@ -116,15 +116,15 @@ def test_vidcom2_gives_the_odd_frame_more():
     most=st.integers(1, 10),
     part=st.floats(0, 1),
 )
-def test_dealt_out_sums_up_within_its_bounds(shares, most, part):
+def test_rounded_counts_sum_to_the_total_within_bounds(shares, most, part):
     total = len(shares) + round(part * len(shares) * (most - 1))
-    counts = dealt_out(shares, most, total)
+    counts = rounded_counts(shares, most, total)
     assert sum(counts) == total
     assert all(1 <= count <= most for count in counts)
 
 
 @pytest.mark.parametrize("method", [EVS, VidCom2])
-def test_video_methods_say_what_they_need(method):
+def test_video_methods_check_their_frames(method):
     frames = video(2, 6, 0)
     with pytest.raises(ValueError, match=r"frames of a video.*'image'"):
         method(0.5).select(VisualTokens(frames[0]))
@@ -140,7 +140,7 @@ def test_video_methods_say_what_they_need(method):
 @pytest.mark.parametrize("method", [EVS, VidCom2])
 @pytest.mark.parametrize("name", ["qwen2_5_vl", "llava_onevision"])
 def test_in_models(name, method):
-    """What is kept is chosen among all frames, and the rest of the model agrees with it."""
+    """Tokens are chosen among all frames, and the model answers as with a mask."""
     family = SPECIMENS[name]
     model = family.build()
     batch, frames = add_video(family, model, make_batch(family, model, [0]))

@@ -1,4 +1,4 @@
-"""Weighted methods keep the tokens of those they come from, and count everything dropped once."""
+"""Weighted methods keep the tokens of the plain methods, and count every dropped token once."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ from gprune import (
     WeightedGPrune,
     kept_count,
 )
-from gprune.pruners.base import standing_for
 from gprune.tinyvlm import load, make_scene
 from gprune.training.accuracy import Sample, score
 
@@ -40,26 +39,27 @@ def groups(draw):
     st.sampled_from([0.1, 0.36, 0.9, 1.0, 1, 3]),
     st.sampled_from([(WeightedCover, GraphCover), (WeightedGPrune, GPrune)]),
 )
-def test_the_tokens_are_those_of_the_plain_method_and_stand_for_all(tokens, keep, methods):
+def test_tokens_are_those_of_the_plain_method_and_every_token_is_a_member(tokens, keep, methods):
     weighted, plain = methods
-    kept, members = weighted(keep).reduce_groups([tokens])[0]
+    found = weighted(keep).reduce_groups([tokens])[0]
+    kept = found.kept
     assert torch.equal(kept, plain(keep).select(tokens))
-    stands = standing_for(kept, members)
-    assert stands.sum() == len(tokens)
-    assert (stands >= 1).all()
+    counts = found.member_counts()
+    assert counts.sum() == len(tokens)
+    assert (counts >= 1).all()
     if tokens.protected is None:
         assert len(kept) == kept_count(len(tokens), keep)
         distance = GraphCover(1).distance(tokens)
-        for token, into in enumerate(members.tolist()):
+        for token, member in enumerate(found.members.tolist()):
             own = distance[token, kept]
-            assert own[into] == own.min() or kept[into] == token
+            assert own[member] == own.min() or kept[member] == token
     else:
-        assert (stands[torch.isin(kept, tokens.protected.nonzero()[:, 0])] == 1).all()
+        assert (counts[torch.isin(kept, tokens.protected.nonzero()[:, 0])] == 1).all()
 
 
 @pytest.mark.parametrize("positions", ["original", "compact"])
-def test_packed_scoring_is_what_generate_answers(positions):
-    """In one pass with weights in the mask, and one by one through the hook."""
+def test_packed_scoring_agrees_with_generate(positions):
+    """One pass with weights in the mask gives the same answers as the hook, one by one."""
     model, processor = load()
     pruner = WeightedCover(0.06)
     scenes = [make_scene("test", 0, index) for index in range(3)]
@@ -74,8 +74,8 @@ def test_packed_scoring_is_what_generate_answers(positions):
             with pruner(model, positions=positions), torch.no_grad():
                 ids = model.generate(**inputs, do_sample=False, max_new_tokens=8)
             new = ids[0, inputs["input_ids"].shape[1] :]
-            said = processor.decode(new, skip_special_tokens=True)
-            if question.kind != "box":  # which may differ and be right
-                assert good == (said == question.answer), question
+            answer = processor.decode(new, skip_special_tokens=True)
+            if question.kind != "box":  # a box can be right without being equal
+                assert good == (answer == question.answer), question
                 seen.add(good)
     assert seen == {True, False}

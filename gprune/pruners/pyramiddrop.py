@@ -6,27 +6,30 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from gprune.pruners.decoder import DecoderPruner, check_layers
+from gprune.pruners.registry import register
 
 
+@register
 @dataclass(frozen=True)
 class PyramidDrop(DecoderPruner):
-    """Visual tokens dropped in stages, each to the same share of the stage before.
+    """The visual tokens that the last token attends to most, fewer at each of several layers.
 
     Xing, Huang, Dong, Lu, Zhang, Zang, Cao, He, Wang, Wu, Lin: "PyramidDrop: Accelerating Your
     Large Vision-Language Models via Pyramid Visual Redundancy Reduction", CVPR 2025,
     arXiv 2410.17247.
 
     Between two stages the tokens are ranked by the attention of the prompt's last token, with the
-    queries and keys of the layer that they are about to enter. Stage s of S starts with the share
-    ``keep ** (s / S)``: the paper's 50%, 25% and 12.5% after a quarter, a half and three quarters
-    of the layers are ``PyramidDrop(keep=0.125)``.
+    queries and keys of the layer that they are about to enter. Each stage keeps the same share of
+    the stage before: stage s of S starts with the share ``keep ** (s / S)``. The paper's 50%, 25%
+    and 12.5% after a quarter, a half and three quarters of the layers are
+    ``PyramidDrop(keep=0.125)``.
 
     Attributes:
         keep: share of the visual tokens that reaches the last stage, or a count.
-        layers: before which layers tokens are dropped, ascending from 1; None: at each quarter.
+        layers: layers before which tokens are dropped, ascending from 1; None: at each quarter.
 
     Raises:
-        ValueError: on a model, if it has no such layers.
+        ValueError: when applied to a model that does not have these layers.
     """
 
     layers: tuple[int, ...] | None = None
