@@ -1,9 +1,9 @@
-"""Image-token pruning in vLLM, as a plugin: `pip install gprune` beside vLLM is all it takes.
+"""Image-token pruning in vLLM, as a plugin: install gprune beside vLLM and it is found.
 
-vLLM finds `plugin.register` through the entry point group `vllm.general_plugins`, in every process.
-It adds architectures (`GPruneLlavaForConditionalGeneration` and so on) and changes no existing one,
-so without configuration nothing happens. docs/serving.md says how to ask for them.
+vLLM finds `vllm.plugin.register` through the entry point group `vllm.general_plugins`, in every
+process. It adds architectures (`GPruneLlavaForConditionalGeneration` and so on) and changes no
+existing one, so nothing happens without configuration. docs/serving.md describes the configuration.
 
-`settings`, `families`, `positions` and `images` know torch and the pruners alone and are tested
-without vLLM; `processing`, `models`, `hooks` and `cpu` are its subclasses.
+The modules of this package need torch and the pruners only, and are tested without vLLM; its
+subpackage `vllm` derives from vLLM's classes.
 """

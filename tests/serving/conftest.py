@@ -1,15 +1,15 @@
-"""Engines inside the test process, on CPUs. `make test-vllm` runs these tests in their own venv."""
+"""Runs engines inside the test process, on CPUs; `make test-vllm` has an environment for it."""
 
 from __future__ import annotations
 
 import os
 
-# Python runs what is in there at its start; it is no test module.
+# Python runs it at startup; it is no test module.
 collect_ignore = ["shim"]
 
-# Before vLLM is imported: engines in this process, and quiet.
+# Set before vLLM is imported: engines run in this process, and log warnings only.
 os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
 os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
-# Else every worker wants a NUMA node to itself, and the tests' own process is tied to a core.
+# By default every worker takes a NUMA node, and this process would be bound to one core.
 os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")

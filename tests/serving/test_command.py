@@ -1,4 +1,4 @@
-"""`gprune serve`: the `vllm serve` command that it stands for."""
+"""`gprune serve`, and the `vllm serve` command that it runs."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def overrides(command: list[str]) -> Any:
     return json.loads(command[command.index("--hf-overrides") + 1])
 
 
-def test_it_shows_the_plain_command() -> None:
+def test_show_prints_the_vllm_command() -> None:
     command = shown(TINY, "--method", "graph_cover", "--keep", "0.25", "--port", "9000", "-tp", "2")
     assert command[:3] == ["vllm", "serve", TINY]
     assert overrides(command) == {
@@ -37,14 +37,14 @@ def test_it_shows_the_plain_command() -> None:
 
 
 @pytest.mark.parametrize("form", [["--hf-overrides", '{"a": 1}'], ['--hf-overrides={"a": 1}']])
-def test_overrides_of_the_user_are_joined(form: list[str]) -> None:
+def test_overrides_of_the_user_are_merged(form: list[str]) -> None:
     command = shown(TINY, *form, "--seed", "1")
     assert overrides(command)["a"] == 1
-    assert overrides(command)["gprune"] == {"method": "gprune", "keep": 0.36}
+    assert overrides(command)["gprune"] == {"method": "recommended", "keep": 0.36}
     assert sum(part.startswith("--hf-overrides") for part in command) == 1
 
 
-def test_counts_and_everything() -> None:
+def test_a_count_and_one_as_everything() -> None:
     assert overrides(shown(TINY, "--keep", "64"))["gprune"]["keep"] == 64
     assert overrides(shown(TINY, "--keep", "1"))["gprune"]["keep"] == 1.0
 
@@ -60,7 +60,7 @@ def test_counts_and_everything() -> None:
         ([TINY, "--hf-overrides"], "has no value"),
     ],
 )
-def test_bad_use_is_one_sentence_and_exit_code_2(arguments: list[str], message: str) -> None:
+def test_bad_use_prints_a_message_and_exits_with_code_2(arguments: list[str], message: str) -> None:
     result = CliRunner().invoke(app, ["serve", "--show", *arguments])
     assert result.exit_code == 2
     assert message in result.output
@@ -75,7 +75,7 @@ def test_other_families_are_refused_by_name(tmp_path: Path) -> None:
     assert "qwen2_5_vl" in result.output
 
 
-def test_without_vllm_it_says_what_to_install(monkeypatch: Any) -> None:
+def test_the_error_without_vllm_names_the_package(monkeypatch: Any) -> None:
     from gprune.serving import command
 
     monkeypatch.setattr(command.util, "find_spec", lambda name: None)

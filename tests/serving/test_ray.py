@@ -14,7 +14,7 @@ import ray
 
 import gprune
 from examples.ray_data import QUESTION, answer
-from gprune.serving.settings import Settings
+from gprune.serving.settings import ServerSettings
 from gprune.tinyvlm.model import checkpoint_folder
 from gprune.tinyvlm.scenes import make_scene
 from gprune.tinyvlm.vocabulary import build_tokenizer
@@ -36,15 +36,15 @@ def test_a_folder_of_images_is_answered(tmp_path: Path, monkeypatch: Any) -> Non
     reference = Reference(checkpoint_folder())
     reference.model.generation_config.eos_token_id = 2
     expected = reference.ask(asked, gprune.GPrune(KEEP), 32)
-    # Engines of Ray are processes of their own.
+    # Ray starts its engines as processes.
     monkeypatch.delenv("VLLM_ENABLE_V1_MULTIPROCESSING", raising=False)
-    # Every stage takes a processor for itself, in Ray's books.
+    # Ray reserves a CPU for every stage.
     ray.init(num_cpus=8, include_dashboard=False, log_to_driver=False)
     try:
         rows = answer(
             images,
             str(model),
-            Settings(KEEP),
+            ServerSettings(KEEP),
             gpus=0,
             dtype="float32",
             enforce_eager=True,
@@ -56,7 +56,7 @@ def test_a_folder_of_images_is_answered(tmp_path: Path, monkeypatch: Any) -> Non
     assert len(rows) == len(asked)
     for row in rows:
         one = expected[int(Path(row["path"]).stem)]
-        said = build_tokenizer().decode(one.tokens, skip_special_tokens=True)
+        text = build_tokenizer().decode(one.tokens, skip_special_tokens=True)
         # A digit that continues a number shows its mark where nothing stands before it.
-        assert row["answer"] == said.removeprefix("##")
+        assert row["answer"] == text.removeprefix("##")
         assert row["prompt_tokens"] == one.prompt

@@ -1,4 +1,4 @@
-"""What a server and a request may ask for, and how it travels."""
+"""ServerSettings of servers and requests, and how budgets are sent to the workers."""
 
 from __future__ import annotations
 
@@ -12,74 +12,80 @@ from hypothesis import strategies as st
 
 import gprune
 from gprune import UnsupportedModelError, UnsupportedVersionError, kept_count
-from gprune.budget import KINDS
-from gprune.serving.families import SERVED, served_family
-from gprune.serving.images import ImagePlan
-from gprune.serving.settings import Settings, decode, encode, parse_keep, served_methods
-from gprune.serving.versions import OVERRIDE, is_tested, require_tested_vllm
+from gprune.budget import GROUP_KINDS
+from gprune.layouts import families_with, family_of_architecture
+from gprune.serving.families import (
+    SERVED,
+    pruned_architecture,
+    served_family,
+    stock_architecture,
+)
+from gprune.serving.plan import ImagePlan, decode_keep, encode_keep
+from gprune.serving.settings import ServerSettings, keep_from_json, served_methods
+from gprune.versions import RANGES, is_tested, require_tested
 
 
 @given(st.floats(1e-9, 1.0), st.integers(1, 5000))
-def test_a_share_travels_without_changing_a_count(keep: float, n: int) -> None:
-    budget = decode(encode(keep))
-    assert set(budget) == set(KINDS)
+def test_a_decoded_share_gives_the_same_count(keep: float, n: int) -> None:
+    budget = decode_keep(encode_keep(keep))
+    assert set(budget) == set(GROUP_KINDS)
     assert kept_count(n, budget["tile"]) == kept_count(n, keep)
 
 
 @given(st.integers(1, 10**6), st.integers(1, 5000))
-def test_a_count_travels(keep: int, n: int) -> None:
-    assert kept_count(n, decode(encode(keep))["image"]) == kept_count(n, keep)
+def test_a_decoded_count_is_the_same(keep: int, n: int) -> None:
+    assert kept_count(n, decode_keep(encode_keep(keep))["image"]) == kept_count(n, keep)
 
 
-def test_a_count_beyond_every_image_travels_and_keeps_everything() -> None:
-    keep = encode(parse_keep(10**30))
+def test_a_huge_count_fits_an_integer_and_keeps_everything() -> None:
+    keep = encode_keep(keep_from_json(10**30))
     plan = ImagePlan(100, 10, 10, keep)
     assert ImagePlan.from_tensor(plan.to_tensor()) == plan
-    assert kept_count(10**6, decode(keep)["image"]) == 10**6
+    assert kept_count(10**6, decode_keep(keep)["image"]) == 10**6
 
 
-def test_budgets_by_kind_travel() -> None:
-    keep = parse_keep({"thumbnail": 1, "canvas": 0.25})
-    assert decode(encode(keep)) == {"thumbnail": 1.0, "canvas": 0.25}
+def test_budgets_by_kind_are_decoded() -> None:
+    keep = keep_from_json({"thumbnail": 1, "canvas": 0.25})
+    assert decode_keep(encode_keep(keep)) == {"thumbnail": 1.0, "canvas": 0.25}
 
 
-def test_one_is_everything_as_json_cannot_tell_it_from_a_share() -> None:
-    assert parse_keep(1) == 1.0
-    assert isinstance(parse_keep(1), float)
-    assert parse_keep(2) == 2
+def test_one_keeps_everything_because_json_cannot_tell_it_from_a_share() -> None:
+    assert keep_from_json(1) == 1.0
+    assert isinstance(keep_from_json(1), float)
+    assert keep_from_json(2) == 2
 
 
 @pytest.mark.parametrize(
     "keep", [0, -1, 1.5, float("nan"), "0.5", True, None, [0.5], {}, {"pixel": 0.5}, {"tile": 0}]
 )
-def test_what_is_no_budget_is_refused(keep: Any) -> None:
+def test_invalid_budgets_are_refused(keep: Any) -> None:
     with pytest.raises((TypeError, ValueError), match="keep"):
-        parse_keep(keep)
+        keep_from_json(keep)
 
 
 @pytest.mark.parametrize("method", [*served_methods(), "recommended"])
 def test_every_features_only_method_is_served(method: str) -> None:
-    settings = Settings(0.36, method)
+    settings = ServerSettings(0.36, method)
     assert gprune.__version__ in settings.label()
     assert "0.36" in settings.describe()
 
 
-def test_the_recommended_method_is_cached_under_its_own_name() -> None:
+def test_the_recommended_method_has_the_label_of_its_method() -> None:
     recommended = type(gprune.make("recommended", keep=0.5)).name
-    assert Settings(0.5, "recommended").label() == Settings(0.5, recommended).label()
+    assert ServerSettings(0.5, "recommended").label() == ServerSettings(0.5, recommended).label()
 
 
-def test_options_are_part_of_what_a_result_depends_on() -> None:
-    assert Settings(0.5, options={"threshold": 0.7}).label() != Settings(0.5).label()
+def test_the_label_contains_the_options() -> None:
+    assert ServerSettings(0.5, options={"threshold": 0.7}).label() != ServerSettings(0.5).label()
 
 
 @pytest.mark.parametrize("method", ["visionzip", "trim", "fastv", "downsampling", "evs"])
-def test_methods_that_need_more_are_refused_by_name(method: str) -> None:
+def test_methods_that_need_signals_are_refused_by_name(method: str) -> None:
     with pytest.raises(ValueError, match=rf"{method}.*choose one of gprune, graph_cover"):
-        Settings(0.5, method)
+        ServerSettings(0.5, method)
 
 
-def test_served_methods_are_most_of_those_without_signals() -> None:
+def test_served_methods_include_the_methods_without_signals() -> None:
     served = served_methods()
     assert {"gprune", "graph_cover", "divprune", "dart", "tome", "random"} <= set(served)
     assert all(name in gprune.methods() for name in served)
@@ -102,9 +108,9 @@ def test_served_methods_are_most_of_those_without_signals() -> None:
         ({"keep": 0.5, "options": {"keep": 1}}, "options=.*do not suit gprune"),
     ],
 )
-def test_wrong_settings_say_what_to_write(given_settings: Any, message: str) -> None:
+def test_invalid_settings_are_refused_with_a_correction(given_settings: Any, message: str) -> None:
     with pytest.raises((TypeError, ValueError), match=message):
-        Settings.from_config(SimpleNamespace(gprune=given_settings))
+        ServerSettings.from_config(SimpleNamespace(gprune=given_settings))
 
 
 def test_other_models_are_refused_by_name() -> None:
@@ -119,8 +125,11 @@ def test_other_models_are_refused_by_name() -> None:
         served_family(pixtral)
 
 
-def test_families_are_those_of_gprune() -> None:
+def test_served_families_are_those_that_declare_it() -> None:
+    assert [family.name for family in SERVED] == families_with("served")
     assert {family.name for family in SERVED} <= set(gprune.families())
+    for family in SERVED:
+        assert family_of_architecture(stock_architecture(family)) is family
 
 
 def test_the_documentation_lists_every_family() -> None:
@@ -129,16 +138,17 @@ def test_the_documentation_lists_every_family() -> None:
     assert len(listed) == len(SERVED)
     for family, line in zip(SERVED, listed, strict=True):
         assert line.startswith(f"| {family.name} ")
-        assert f"| {family.pruned} |" in line
+        assert f"| {pruned_architecture(family)} |" in line
 
 
-def test_other_versions_are_refused_unless_asked_for(monkeypatch: Any) -> None:
-    monkeypatch.delenv(OVERRIDE, raising=False)
+def test_untested_versions_are_refused_without_the_override(monkeypatch: Any) -> None:
+    override = RANGES["vllm"].override
+    monkeypatch.delenv(override, raising=False)
     for version in ("0.32.0", "0.32.3", "0.32.0+cpu"):
-        assert is_tested(version)
-        require_tested_vllm(version)
+        assert is_tested("vllm", version)
+        require_tested("vllm", version)
     for version in ("0.31.9", "0.33.0", "1.0"):
         with pytest.raises(UnsupportedVersionError, match=f"vllm {version} .*0.32.0"):
-            require_tested_vllm(version)
-    monkeypatch.setenv(OVERRIDE, "1")
-    require_tested_vllm("0.33.0")
+            require_tested("vllm", version)
+    monkeypatch.setenv(override, "1")
+    require_tested("vllm", "0.33.0")

@@ -1,1 +1,1 @@
-"""The vLLM plugin."""
+"""The vLLM plugin: subclasses of vLLM's models, processors, config hook and CPU worker."""

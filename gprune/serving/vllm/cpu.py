@@ -1,4 +1,4 @@
-"""vLLM on CPUs."""
+"""vLLM's CPU worker."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from vllm.v1.worker.cpu_worker import CPUWorker
 
 
 class PruningCPUWorker(CPUWorker):
-    """The CPU worker, whose runner takes positions from pruned embeddings.
+    """A CPU worker whose model runner takes positions from pruned embeddings.
 
-    The GPU runner reads from the model and its config whether embeddings carry positions. The CPU
-    runner derives from it, loads models in its own way and leaves the switch off.
+    The GPU runner sets a switch for it when it loads the model. The CPU runner derives from it but
+    loads models in its own way, and leaves the switch off.
     """
 
     def load_model(self, *args: Any, **kwargs: Any) -> None:

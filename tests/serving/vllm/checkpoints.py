@@ -1,4 +1,4 @@
-"""Tiny random checkpoints of the served families, with processors, as vLLM loads them."""
+"""Tiny random checkpoints of the served families with processors, in the format of vLLM."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SPECIAL = [
 WORDS = [*SPECIAL, *(f"w{index}" for index in range(51))]
 ID = {word: index for index, word in enumerate(WORDS)}
 
-SIDE = 4  # visual tokens a side of an image, thumbnail or tile
+SIDE = 4  # visual tokens per side of an image, thumbnail or tile
 TOWER = {"intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
 TEXT = {
     "vocab_size": len(WORDS),
@@ -54,7 +54,7 @@ PINPOINTS = [[8 * SIDE, 16 * SIDE], [16 * SIDE, 8 * SIDE], [16 * SIDE, 16 * SIDE
 
 
 def tokenizer(**tokens: str) -> tf.PreTrainedTokenizerFast:
-    """Words split at spaces; ``tokens`` are what a processor reads off it."""
+    """Returns a tokenizer that splits at spaces; ``tokens`` are attributes for the processor."""
     backend = Tokenizer(models.WordLevel(ID, unk_token="<unk>"))
     backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     return tf.PreTrainedTokenizerFast(
@@ -143,7 +143,7 @@ def llava_onevision() -> tuple[Any, Any]:
 
 
 def qwen(model: str, tower: dict[str, Any], **text: Any) -> tuple[Any, Any]:
-    """Qwen2-VL, Qwen2.5-VL and Qwen3-VL: ``model`` is what transformers' names begin with."""
+    """Makes a Qwen-VL model and processor; ``model`` is the prefix of the class names."""
     config = getattr(tf, f"{model}Config")(
         vision_config=QWEN_TOWER | tower,
         text_config=QWEN_TEXT | text,
@@ -152,12 +152,12 @@ def qwen(model: str, tower: dict[str, Any], **text: Any) -> tuple[Any, Any]:
     )
     patches = {"patch_size": 4, "merge_size": 2, "temporal_patch_size": 2, "size": PIXELS}
     videos = "Qwen3VLVideoProcessor" if model == "Qwen3VL" else "Qwen2VLVideoProcessor"
-    made = getattr(tf, f"{model}Processor")(
+    processor = getattr(tf, f"{model}Processor")(
         image_processor=tf.Qwen2VLImageProcessor(**patches),
         tokenizer=tokenizer(image_token="<|image_pad|>", video_token="<|video_pad|>"),
         video_processor=getattr(tf, videos)(**patches),
     )
-    return getattr(tf, f"{model}ForConditionalGeneration")(config), made
+    return getattr(tf, f"{model}ForConditionalGeneration")(config), processor
 
 
 def qwen2_vl() -> tuple[Any, Any]:
@@ -214,7 +214,7 @@ class Served:
 
     Attributes:
         build: makes model and processor.
-        image: what stands for an image in a prompt.
+        image: placeholder text of an image in a prompt.
     """
 
     build: Callable[[], tuple[Any, Any]]
@@ -238,13 +238,13 @@ def make_checkpoint(name: str, folder: Path) -> Path:
     """Writes a random checkpoint of a family."""
     torch.manual_seed(0)
     model, processor = FAMILIES[name].build()
-    model.generation_config.eos_token_id = None  # run to the length asked for
+    model.generation_config.eos_token_id = None  # always generate max_new_tokens
     with torch.no_grad():
         for key, weight in model.named_parameters():
-            # Attention that is nearly uniform, as with the default weights, would hide mistakes.
+            # With the default weights attention is nearly uniform, which would hide mistakes.
             if weight.ndim == 2 and "embed" not in key:
                 weight.mul_(6)
-        model.lm_head.weight[: len(SPECIAL)] = 0  # a generated placeholder would ask for an image
+        model.lm_head.weight[: len(SPECIAL)] = 0  # a generated placeholder would need an image
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
     old_tower_names(folder)
@@ -252,20 +252,20 @@ def make_checkpoint(name: str, folder: Path) -> Path:
 
 
 def tiny_vlm(folder: Path) -> Path:
-    """The shipped tiny VLM, as vLLM loads it."""
+    """Copies the shipped tiny VLM in the format of vLLM."""
     shutil.copytree(checkpoint_folder(), folder)
     old_tower_names(folder)
     return folder
 
 
 def old_tower_names(folder: Path) -> None:
-    """Gives CLIP and SigLIP weights the prefix that vLLM expects and transformers 5 leaves out."""
+    """Renames CLIP and SigLIP weights: vLLM expects a prefix that transformers 5 leaves out."""
     weights = load_file(folder / "model.safetensors")
 
     def name(key: str) -> str:
         prefix, found, rest = key.partition("vision_tower.")
         clip = rest.startswith(("embeddings.", "encoder.", "pre_layrnorm.", "post_layernorm."))
-        # InternVL's tower has a CLS token among its embeddings and names no vision_model.
+        # InternVL's tower has embeddings too, but no vision_model in its names.
         return (
             f"{prefix}vision_tower.vision_model.{rest}" if found and clip and not internvl else key
         )

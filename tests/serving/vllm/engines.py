@@ -1,4 +1,4 @@
-"""Asking vLLM and transformers the same things."""
+"""Runs the same prompts in vLLM and in transformers."""
 
 from __future__ import annotations
 
@@ -18,20 +18,26 @@ from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from gprune.pruners import Pruner
-from gprune.serving.families import SERVED, served_family
+from gprune.serving.families import (
+    SERVED,
+    pruned_architecture,
+    served_family,
+    stock_architecture,
+)
 
 NEW_TOKENS = 6
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """A prompt with its images; ``keep`` is a request's own budget."""
+    """A prompt with its images; ``keep`` is the budget of the request, None for the server's."""
 
     text: str
     images: Sequence[Image.Image] = ()
     keep: Any = None
 
     def for_vllm(self) -> dict[str, Any]:
+        """Returns the request that vLLM takes."""
         request: dict[str, Any] = {"prompt": self.text}
         if self.images:
             request["multi_modal_data"] = {"image": list(self.images)}
@@ -42,13 +48,13 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Answer:
-    """What a model says: greedy tokens with their log-probabilities.
+    """A greedy answer.
 
     Attributes:
         tokens: generated ids.
-        logprobs: of each.
-        prompt: tokens of the prompt that the language model saw.
-        text: the answer.
+        logprobs: log-probability of each.
+        prompt: number of prompt tokens that the language model saw.
+        text: of the answer; not compared.
     """
 
     tokens: list[int]
@@ -58,14 +64,14 @@ class Answer:
 
 
 def picture(seed: int, width: int, height: int) -> Image.Image:
-    """Coloured blocks, so that patches differ and some are alike."""
-    draw = np.random.default_rng(seed)
-    blocks = draw.integers(0, 256, (math.ceil(height / 9), math.ceil(width / 9), 3), np.uint8)
+    """Draws coloured blocks, so that some patches differ and some are alike."""
+    generator = np.random.default_rng(seed)
+    blocks = generator.integers(0, 256, (math.ceil(height / 9), math.ceil(width / 9), 3), np.uint8)
     return Image.fromarray(blocks.repeat(9, 0).repeat(9, 1)[:height, :width])
 
 
 def prompts(image: str) -> list[Prompt]:
-    """Every shape of prompt; ``image`` is what stands for an image."""
+    """Returns prompts with images in every place; ``image`` is the placeholder text of one."""
     tall, wide, square = picture(0, 30, 61), picture(1, 61, 29), picture(2, 48, 48)
     return [
         Prompt(f"w1 w2 {image} w3 w4 w5", [square]),
@@ -81,27 +87,31 @@ def prompts(image: str) -> list[Prompt]:
 def inspect_here() -> None:
     """Imports the models under test in this process.
 
-    vLLM would look at each in a process of its own, ten seconds each; the server's test lets it.
+    vLLM would inspect each in a process of its own, which takes ten seconds; only the test of the
+    server lets it.
     """
     from vllm import ModelRegistry
     from vllm.plugins import load_general_plugins
 
     load_general_plugins()
     for family in SERVED:
-        for name in (family.architecture, family.pruned):
+        for name in (stock_architecture(family), pruned_architecture(family)):
             ModelRegistry.register_model(name, ModelRegistry.models[name].load_model_cls())
 
 
 @contextmanager
 def engine(folder: Path, settings: dict[str, Any] | None = None, **options: Any) -> Iterator[Any]:
-    """vLLM on a checkpoint, stock or with the plugin's ``settings``."""
+    """Starts vLLM on a checkpoint: stock, or pruned with ``settings``."""
     from transformers import AutoConfig
     from vllm import LLM
 
     inspect_here()
     if settings is not None:
-        pruned = served_family(AutoConfig.from_pretrained(folder)).pruned
-        options["hf_overrides"] = {"architectures": [pruned], "gprune": settings}
+        family = served_family(AutoConfig.from_pretrained(folder))
+        options["hf_overrides"] = {
+            "architectures": [pruned_architecture(family)],
+            "gprune": settings,
+        }
     defaults = {
         "dtype": "float32",
         "enforce_eager": True,
@@ -120,7 +130,7 @@ def engine(folder: Path, settings: dict[str, Any] | None = None, **options: Any)
 
 
 def ask(llm: Any, asked: Sequence[Prompt], new_tokens: int = NEW_TOKENS) -> list[Answer]:
-    """Greedy answers of vLLM, all prompts in one batch."""
+    """Returns greedy answers of vLLM, all prompts in one batch."""
     from vllm import SamplingParams
 
     sampling = SamplingParams(temperature=0, max_tokens=new_tokens, logprobs=0, ignore_eos=True)
@@ -142,7 +152,7 @@ def ask(llm: Any, asked: Sequence[Prompt], new_tokens: int = NEW_TOKENS) -> list
 
 
 class Reference:
-    """transformers on a checkpoint, one prompt at a time."""
+    """A checkpoint in transformers; answers one prompt at a time."""
 
     def __init__(self, folder: Path) -> None:
         self.model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).eval()
@@ -153,7 +163,7 @@ class Reference:
     def ask(
         self, asked: Sequence[Prompt], pruner: Pruner | None, new_tokens: int = NEW_TOKENS
     ) -> list[Answer]:
-        """Greedy answers, pruned by ``gprune`` in transformers."""
+        """Returns greedy answers; ``pruner`` prunes the model in transformers."""
         with contextlib.nullcontext() if pruner is None else pruner(self.model) as pruned:
             return [self._ask(prompt, pruned, new_tokens) for prompt in asked]
 
@@ -175,14 +185,14 @@ class Reference:
             logits[0].float().log_softmax(-1)[token].item()
             for logits, token in zip(output.logits, tokens, strict=True)
         ]
-        seen = length
+        prompt_tokens = length
         if pruned is not None and prompt.images:
-            seen -= pruned.dropped[0]
-        return Answer(tokens, logprobs, seen)
+            prompt_tokens -= pruned.dropped[0]
+        return Answer(tokens, logprobs, prompt_tokens)
 
 
 def assert_same(found: Sequence[Answer], expected: Sequence[Answer], tolerance: float) -> None:
-    """Same tokens and prompt lengths, log-probabilities within ``tolerance``."""
+    """Checks for equal tokens and prompt lengths, and log-probabilities within ``tolerance``."""
     assert len(found) == len(expected)
     for one, other in zip(found, expected, strict=True):
         assert one.tokens == other.tokens

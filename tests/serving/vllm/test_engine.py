@@ -1,4 +1,4 @@
-"""What one engine does with all sorts of requests: caches, broken features, refusals."""
+"""One engine: the prefix cache, features that are not finite, and refused requests."""
 
 from __future__ import annotations
 
@@ -42,30 +42,30 @@ def pruning(folder: Path) -> Iterator[Any]:
         yield llm
 
 
-def cached(llm: Any, prompt: Prompt) -> int:
-    """Tokens of a prompt that the engine took from its prefix cache."""
+def cached_tokens(llm: Any, prompt: Prompt) -> int:
+    """Returns how many prompt tokens the engine took from its prefix cache."""
     from vllm import SamplingParams
 
     (output,) = llm.generate([prompt.for_vllm()], SamplingParams(max_tokens=1), use_tqdm=False)
     return int(output.num_cached_tokens)
 
 
-def test_the_prefix_cache_knows_image_and_budget(
+def test_the_prefix_cache_depends_on_image_and_budget(
     pruning: Any, reference: Reference, folder: Path
 ) -> None:
     image, other = picture(3, 40, 40), picture(4, 40, 40)
     before = " ".join(f"w{index}" for index in range(28))
     after = " ".join(f"w{index}" for index in range(40))
     prompt = Prompt(f"{before} <image> {after}", [image])  # 28 + 5 + 40 tokens, blocks of 32
-    assert cached(pruning, prompt) == 0
-    assert cached(pruning, prompt) == 64
+    assert cached_tokens(pruning, prompt) == 0
+    assert cached_tokens(pruning, prompt) == 64
     (again,) = ask(pruning, [prompt])
     assert_same([again], reference.ask([prompt], gprune.GPrune(KEEP)), 2e-3)
-    # Written out, the server's budget is the same one.
-    assert cached(pruning, Prompt(prompt.text, [image], KEEP)) == 64
-    # The image begins in the first block, so another image or budget shares nothing.
+    # A request with the server's budget shares its entries.
+    assert cached_tokens(pruning, Prompt(prompt.text, [image], KEEP)) == 64
+    # The image starts in the first block, so another image or budget shares no block.
     for changed in (Prompt(prompt.text, [other]), Prompt(prompt.text, [image], 0.35)):
-        assert cached(pruning, changed) == 0
+        assert cached_tokens(pruning, changed) == 0
         assert_same(
             ask(pruning, [changed]),
             reference.ask([changed], gprune.GPrune(changed.keep or KEEP)),
@@ -80,23 +80,23 @@ def test_features_that_are_not_finite_do_not_stop_the_engine(
 
     encode = LlavaForConditionalGeneration.embed_multimodal
 
-    def broken(self: Any, **kwargs: Any) -> Any:
+    def encode_with_nan(self: Any, **kwargs: Any) -> Any:
         features = torch.stack(list(encode(self, **kwargs)))
         features[:, [1, 7]] = float("nan")
         return features
 
-    # Pictures that no cache has seen.
-    bad, good = (Prompt("w1 <image> w2", [picture(seed, 40, 40)]) for seed in (5, 6))
+    # Pictures that are in no cache.
+    broken, intact = (Prompt("w1 <image> w2", [picture(seed, 40, 40)]) for seed in (5, 6))
     with monkeypatch.context() as patched:
-        patched.setattr(LlavaForConditionalGeneration, "embed_multimodal", broken)
-        (answer,) = ask(pruning, [bad])
+        patched.setattr(LlavaForConditionalGeneration, "embed_multimodal", encode_with_nan)
+        (answer,) = ask(pruning, [broken])
     assert torch.tensor(answer.logprobs).isfinite().all()
     assert sum("NaN or infinite and rank last" in line for line in caplog.messages) == 1
-    assert_same(ask(pruning, [good]), reference.ask([good], gprune.GPrune(KEEP)), 2e-3)
+    assert_same(ask(pruning, [intact]), reference.ask([intact], gprune.GPrune(KEEP)), 2e-3)
 
 
 @pytest.mark.parametrize("keep", [0, -3, 1.5, "half", {"pixel": 0.5}, [0.5], True])
-def test_a_bad_budget_is_refused_in_a_sentence(pruning: Any, keep: Any) -> None:
+def test_an_invalid_budget_is_refused(pruning: Any, keep: Any) -> None:
     with pytest.raises(ValueError, match="gprune_keep in mm_processor_kwargs: keep"):
         ask(pruning, [Prompt("w1 <image> w2", [picture(7, 40, 40)], keep)])
 

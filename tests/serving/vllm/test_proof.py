@@ -1,4 +1,4 @@
-"""The proof: keep=1 is stock vLLM, and less is what `gprune` does in transformers."""
+"""Every served family: keep=1 equals stock vLLM, and less equals gprune in transformers."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ KEEP = 0.36
 
 
 class Served:
-    """A family's checkpoint, what stock vLLM says, and the engine that prunes."""
+    """A checkpoint of a family, the answers of stock vLLM, and the model in transformers."""
 
     def __init__(self, name: str, folder: Path) -> None:
         self.name = name
@@ -54,21 +54,21 @@ def with_keep(asked: list[Prompt], keep: Any) -> list[Prompt]:
     return [Prompt(prompt.text, prompt.images, keep) for prompt in asked]
 
 
-def test_keep_one_is_stock_vllm(served: Served, pruning: Any) -> None:
+def test_keep_1_answers_as_stock_vllm(served: Served, pruning: Any) -> None:
     assert_same(ask(pruning, with_keep(served.prompts, 1.0)), served.stock, 1e-5)
 
 
-def test_keep_less_is_gprune_in_transformers(served: Served, pruning: Any) -> None:
+def test_a_smaller_keep_answers_as_gprune_in_transformers(served: Served, pruning: Any) -> None:
     expected = served.reference.ask(served.prompts, gprune.GPrune(KEEP))
     assert_same(ask(pruning, served.prompts), expected, 2e-3)
-    # Otherwise there was nothing to prove: pruning changes what the model says.
+    # Pruning changes the answers; otherwise the comparison above would show nothing.
     assert any(
         one.logprobs != other.logprobs for one, other in zip(expected, served.stock, strict=True)
     )
 
 
 @pytest.mark.parametrize("keep", [0.1, 3])
-def test_a_request_says_how_much(served: Served, pruning: Any, keep: Any) -> None:
+def test_a_request_sets_its_own_budget(served: Served, pruning: Any, keep: Any) -> None:
     expected = served.reference.ask(served.prompts, gprune.GPrune(keep))
     assert_same(ask(pruning, with_keep(served.prompts, keep)), expected, 2e-3)
 
@@ -78,11 +78,12 @@ def test_odd_pictures_do_not_stop_the_engine(
     served: Served, pruning: Any, size: tuple[int, int]
 ) -> None:
     image = FAMILIES[served.name].image
-    # Refused before the engine sees it, or answered.
+    # The processor may refuse it, before it reaches the engine.
     with contextlib.suppress(ValueError):
         ask(pruning, [Prompt(f"w1 {image} w2", [picture(0, *size)])])
-    again = served.prompts[:1]
-    assert_same(ask(pruning, again), served.reference.ask(again, gprune.GPrune(KEEP)), 2e-3)
+    next_prompt = served.prompts[:1]
+    expected = served.reference.ask(next_prompt, gprune.GPrune(KEEP))
+    assert_same(ask(pruning, next_prompt), expected, 2e-3)
 
 
 def test_budgets_differ_in_one_batch(served: Served, pruning: Any) -> None:

@@ -1,4 +1,4 @@
-"""`gprune serve` as a process: the OpenAI API, its metrics, and requests that are broken."""
+"""`gprune serve` as a process: the OpenAI API, its metrics, and broken requests."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from tests.serving.vllm.checkpoints import tiny_vlm
 from tests.serving.vllm.engines import Answer, Prompt, Reference
 
 KEEP, OTHER = 0.25, 0.5
-STARTS_WITHIN = 400  # seconds, on a busy machine
+START_TIMEOUT = 400  # seconds, on a busy machine
 CONCURRENT = 200
 
 
@@ -42,7 +42,7 @@ def free_port() -> int:
 
 @contextmanager
 def server(folder: Path, log: Path) -> Iterator[str]:
-    """A server's address; it is stopped at the end as Ctrl-C would."""
+    """Starts a server and yields its address; stops it with the signal of Ctrl-C."""
     port = free_port()
     command = [
         *(str(Path(sys.executable).with_name("gprune")), "serve", str(folder)),
@@ -60,17 +60,17 @@ def server(folder: Path, log: Path) -> Iterator[str]:
             command, stdout=output, stderr=subprocess.STDOUT, env=environment
         )
         try:
-            until = time.monotonic() + STARTS_WITHIN
+            deadline = time.monotonic() + START_TIMEOUT
             while True:
                 assert process.poll() is None, log.read_text()[-4000:]
-                assert time.monotonic() < until, log.read_text()[-4000:]
+                assert time.monotonic() < deadline, log.read_text()[-4000:]
                 try:
                     if httpx.get(f"{address}/health").status_code == 200:
                         break
                 except httpx.TransportError:
                     time.sleep(0.5)
             yield address
-            assert process.poll() is None, "the server has stopped by itself"
+            assert process.poll() is None, "the server has stopped"
         finally:
             process.send_signal(signal.SIGINT)
             try:
@@ -79,7 +79,7 @@ def server(folder: Path, log: Path) -> Iterator[str]:
                 process.kill()
 
 
-def encoded(image: Image.Image) -> bytes:
+def png(image: Image.Image) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, "PNG")
     return buffer.getvalue()
@@ -90,7 +90,7 @@ def url(data: bytes) -> str:
 
 
 def request(picture: str, question: str, keep: Any = None) -> dict[str, Any]:
-    """A chat completion; ``picture`` is a URL."""
+    """Returns the body of a chat completion; ``picture`` is a URL."""
     content = [
         {"type": "image_url", "image_url": {"url": picture}},
         {"type": "text", "text": question},
@@ -101,7 +101,7 @@ def request(picture: str, question: str, keep: Any = None) -> dict[str, Any]:
         "temperature": 0,
         "max_tokens": 4,
         "logprobs": True,
-        # The checkpoint's template leaves the first token to the tokenizer.
+        # The chat template of the checkpoint leaves the BOS token to the tokenizer.
         "add_special_tokens": True,
     }
     if keep is not None:
@@ -110,8 +110,8 @@ def request(picture: str, question: str, keep: Any = None) -> dict[str, Any]:
 
 
 def huge() -> bytes:
-    """A small file of 20,000 x 20,000 pixels."""
-    return encoded(Image.new("1", (20_000, 20_000)))
+    """Returns a small file with 20,000 x 20,000 pixels."""
+    return png(Image.new("1", (20_000, 20_000)))
 
 
 SCENES = [make_scene("test", 2, index) for index in range(20)]
@@ -119,7 +119,7 @@ ASKED = [(scene.draw(), question) for scene in SCENES for question in scene.ask(
 
 
 def expected(keep: float) -> list[Answer]:
-    """What transformers says, as long as the server does: to the end of the sequence."""
+    """Returns the answers of transformers, up to the EOS token as the server's."""
     reference = Reference(checkpoint_folder())
     reference.model.generation_config.eos_token_id = 2
     asked = [Prompt(f"<image>{question.question}", [image]) for image, question in ASKED]
@@ -132,13 +132,13 @@ def text_of(answer: Answer) -> str:
     return build_tokenizer().decode(answer.tokens, skip_special_tokens=True)
 
 
-def said(reply: dict[str, Any]) -> str:
-    """The answer in a reply; vLLM's own detokenizer puts a space before the first word."""
+def answer_text(reply: dict[str, Any]) -> str:
+    """Returns the answer in a reply; vLLM's detokenizer puts a space before the first word."""
     return str(reply["choices"][0]["message"]["content"]).strip()
 
 
 async def send(address: str, bodies: list[dict[str, Any]]) -> list[httpx.Response]:
-    """All requests at once."""
+    """Sends all requests at once."""
     limits = httpx.Limits(max_connections=len(bodies))
     async with httpx.AsyncClient(timeout=600, limits=limits) as client:
         posts = [client.post(f"{address}/v1/chat/completions", json=body) for body in bodies]
@@ -146,16 +146,16 @@ async def send(address: str, bodies: list[dict[str, Any]]) -> list[httpx.Respons
 
 
 def prompt_tokens(address: str) -> int:
-    """vLLM's own count of prompt tokens since its start."""
+    """Returns vLLM's count of prompt tokens since its start."""
     lines = httpx.get(f"{address}/metrics").text.splitlines()
     (line,) = [line for line in lines if line.startswith("vllm:prompt_tokens_total{")]
     return int(float(line.rsplit(" ", 1)[1]))
 
 
-def test_a_server_answers_right_and_survives_what_is_broken(tmp_path: Path) -> None:
+def test_a_server_answers_correctly_and_survives_broken_requests(tmp_path: Path) -> None:
     folder = tiny_vlm(tmp_path / "tiny")
     by_keep = {keep: expected(keep) for keep in (KEEP, OTHER)}
-    whole = encoded(ASKED[0][0])
+    whole = png(ASKED[0][0])
     question = ASKED[0][1].question
     broken = [
         request(url(b"no image at all"), question),
@@ -168,7 +168,7 @@ def test_a_server_answers_right_and_survives_what_is_broken(tmp_path: Path) -> N
     with server(folder, tmp_path / "log") as address:
         for body in broken:
             (response,) = asyncio.run(send(address, [body]))
-            # vLLM answers with 500 where it is Pillow that refuses the number of pixels.
+            # vLLM answers with 500 if Pillow refuses the number of pixels.
             assert response.status_code >= 400, response.text
             assert response.json()["error"]["message"]
         (response,) = asyncio.run(send(address, [broken[4]]))
@@ -178,12 +178,12 @@ def test_a_server_answers_right_and_survives_what_is_broken(tmp_path: Path) -> N
         bodies, answers = [], []
         for index in range(CONCURRENT):
             if index % 10 == 9:
-                bodies.append(broken[index // 10 % 2])  # small ones, to keep the test short
+                bodies.append(broken[index // 10 % 2])  # small ones, for a short test
                 answers.append(None)
                 continue
             image, asked = ASKED[index % len(ASKED)]
             keep = (KEEP, OTHER)[index % 2]
-            picture = url(encoded(image))
+            picture = url(png(image))
             bodies.append(request(picture, asked.question, None if keep == KEEP else keep))
             answers.append(by_keep[keep][index % len(ASKED)])
         before = prompt_tokens(address)
@@ -195,13 +195,13 @@ def test_a_server_answers_right_and_survives_what_is_broken(tmp_path: Path) -> N
                 continue
             assert response.status_code == 200, response.text
             reply = response.json()
-            assert said(reply) == text_of(answer)
+            assert answer_text(reply) == text_of(answer)
             assert reply["usage"]["prompt_tokens"] == answer.prompt
             counted += answer.prompt
         assert prompt_tokens(address) - before == counted
     log = (tmp_path / "log").read_text()
     assert f"method graph_cover() gprune {gprune.__version__}, keep {KEEP}" in log
-    with server(folder, tmp_path / "log") as address:  # after a restart it says the same
+    with server(folder, tmp_path / "log") as address:  # the same answer after a restart
         image, asked = ASKED[1]
-        (response,) = asyncio.run(send(address, [request(url(encoded(image)), asked.question)]))
-        assert said(response.json()) == text_of(by_keep[KEEP][1])
+        (response,) = asyncio.run(send(address, [request(url(png(image)), asked.question)]))
+        assert answer_text(response.json()) == text_of(by_keep[KEEP][1])

@@ -1,4 +1,4 @@
-"""Engines of many kinds: chunks, processes, a model that answers; and what is refused at start."""
+"""Engines with other options: chunked prefill, tensor parallelism; options that are refused."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def model_config(
     settings: dict[str, Any],
     architecture: str = "GPruneLlavaForConditionalGeneration",
 ) -> Any:
-    """What vLLM makes of a pruned model's config, without an engine."""
+    """Returns vLLM's config of a pruned model, without starting an engine."""
     inspect_here()
     overrides = {"architectures": [architecture], "gprune": settings}
     return vllm.EngineArgs(model=str(folder), hf_overrides=overrides).create_model_config()
@@ -76,24 +76,26 @@ def test_the_tiny_vlm_answers_as_in_transformers(tiny: Path, method: str, keep: 
         for question in scene.ask()[:3]
     ]
     asked_prompts = [prompt for prompt, _ in asked]
-    # The shipped checkpoint itself: only the names of the tower's weights differ.
+    # The shipped checkpoint; in the copy for vLLM only the names of the tower's weights differ.
     expected = Reference(checkpoint_folder()).ask(asked_prompts, gprune.make(method, keep=keep), 4)
     with engine(tiny, {"keep": keep, "method": method}) as llm:
         found = ask(llm, asked_prompts, 4)
     assert_same(found, expected, 2e-3)
-    end = 2  # what stands after an answer is noise
-    right = [
+    end = 2  # tokens after it are noise
+    answers = [
         answer.tokens[: answer.tokens.index(end)] if end in answer.tokens else answer.tokens
         for answer in found
     ]
     from gprune.tinyvlm.vocabulary import build_tokenizer
 
     tokenizer = build_tokenizer()
-    score = [tokenizer.decode(one) == answer for one, (_, answer) in zip(right, asked, strict=True)]
-    assert sum(score) / len(score) > 0.6  # it reads the picture: guessing gives less than 0.4
+    score = [
+        tokenizer.decode(one) == answer for one, (_, answer) in zip(answers, asked, strict=True)
+    ]
+    assert sum(score) / len(score) > 0.6  # guessing without the picture gives less than 0.4
 
 
-def test_the_start_says_method_keep_and_version(
+def test_the_start_logs_method_keep_and_version(
     folder: Path, caplog: Any, monkeypatch: Any
 ) -> None:
     monkeypatch.setattr(logging.getLogger("vllm"), "propagate", True)
@@ -116,9 +118,7 @@ def test_the_start_says_method_keep_and_version(
         ),
     ],
 )
-def test_options_that_were_not_proven_are_refused(
-    folder: Path, options: dict[str, Any], message: str
-) -> None:
+def test_untested_options_are_refused(folder: Path, options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message), engine(folder, {"keep": 0.5}, **options):
         pass
 
@@ -134,15 +134,15 @@ def test_the_untested_runner_is_refused(folder: Path, monkeypatch: Any) -> None:
         model_config(folder, {"keep": 0.5})
 
 
-def test_another_vllm_is_refused_when_pruning_is_asked_for(folder: Path, monkeypatch: Any) -> None:
-    from gprune.serving import models, plugin
+def test_an_untested_vllm_refuses_pruned_architectures_only(folder: Path, monkeypatch: Any) -> None:
+    from gprune.serving.vllm import models, plugin
 
     inspect_here()
     monkeypatch.setattr(vllm, "__version__", "0.33.1")
     monkeypatch.delenv("GPRUNE_UNTESTED_VLLM", raising=False)
     with pytest.raises(gprune.UnsupportedVersionError, match=r"vllm 0\.33\.1 .*>=0\.32\.0"):
         model_config(folder, {"keep": 0.5})
-    # Where the hooks of another version lie elsewhere, the models refuse.
+    # If another version does not call the config hook, importing the models refuses.
     with pytest.raises(gprune.UnsupportedVersionError, match=r"vllm 0\.33\.1"):
         importlib.reload(models)
     hooks: dict[str, Any] = {}
