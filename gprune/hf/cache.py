@@ -1,8 +1,8 @@
-"""A key-value cache that remembers which positions were pruned.
+"""A KV cache that knows which positions were pruned.
 
-After a pruned prefill the cache has two lengths. The physical one is how many keys it holds: the
-attention mask and the query offset go by it. The logical one adds what was dropped: `generate`
-slices full-history ids, masks and position ids by it.
+After a pruned prefill the cache has two lengths. The physical length is the number of keys it
+holds; attention masks and query offsets use it. The logical length adds the dropped positions;
+`generate` slices ids, masks and position ids of the whole history by it.
 """
 
 from __future__ import annotations
@@ -16,18 +16,24 @@ from torch import Tensor
 from transformers import Cache
 
 
-class TranslatedCache:
-    """What both kinds of pruned caches have in common; mixed into a cache's own class.
+class HookedCache:
+    """Base of the pruned caches, which only a model under pruning can continue.
+
+    Mixed into a cache's own class.
 
     Attributes:
-        translated: true while a hook that knows of the lengths runs the model.
+        hook_active: true while a hook that knows both lengths runs the model.
     """
 
-    translated: bool
+    hook_active: bool
 
     def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
-        """Physical sizes; refuses a model that would read them as logical ones."""
-        if not self.translated:
+        """Returns physical sizes.
+
+        Raises:
+            RuntimeError: the model is not under pruning and would read them as logical ones.
+        """
+        if not self.hook_active:
             raise RuntimeError(
                 "past_key_values was pruned by gprune and cannot be continued without it: call the "
                 "model inside `with pruner(model):`, or start from an empty cache"
@@ -45,94 +51,101 @@ class TranslatedCache:
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         super().batch_repeat_interleave(repeats)  # type: ignore[misc]
-        rows = torch.arange(self._rows())
+        rows = torch.arange(self._row_count())
         self._take_rows(rows.repeat_interleave(repeats))
 
     @abstractmethod
-    def _rows(self) -> int:
-        """Rows of the batch."""
+    def _row_count(self) -> int:
+        """Returns the number of batch rows."""
 
     @abstractmethod
     def _take_rows(self, rows: Tensor) -> None:
-        """Does to what is known of the rows what was done to the keys."""
+        """Selects batch rows of what is known about the keys."""
 
 
-class PrunedCache(TranslatedCache):
-    """Mixed into a cache's own class by `mark_pruned`; never instantiated by itself.
+class PrunedCache(HookedCache):
+    """A cache whose layers hold fewer keys than positions were seen; mixed in by `mark_pruned`.
+
+    A slot is the index of a key in the cache.
 
     Attributes:
-        origin: logical position of each physical slot of the prefilled part, -1 for padding that
-            pruning put there, int64 [b, p].
-        used: mask of the prefilled part as it was used, bool [b, p], for calls without a mask.
-        gone: how many visual tokens of each row were dropped, int64 [b].
+        origin: logical position of each slot of the prefilled part, -1 for padding that pruning
+            added, int64 [b, p].
+        slot_mask: mask of the prefilled part for calls without one, bool [b, p].
+        position_shift: by how much compact numbering lowers the position ids of what follows: in
+            general the number of dropped tokens, int64 [b].
         logical: logical length of the prefilled part.
         weights: what attention adds to the logits of the prefilled part's keys, float32 [b, p];
-            None where nothing is added.
+            None for methods that do not weigh keys.
     """
 
     origin: Tensor
-    used: Tensor
-    gone: Tensor
+    slot_mask: Tensor
+    position_shift: Tensor
     logical: int
     weights: Tensor | None = None
 
     @property
-    def dropped(self) -> int:
-        """How many slots fewer the cache holds than positions were seen."""
+    def length_difference(self) -> int:
+        """Logical minus physical length."""
         return self.logical - self.origin.shape[1]
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
-        """The logical length."""
+        """Returns the logical length."""
         length: int = super().get_seq_length(layer_idx)  # type: ignore[misc]
-        return length + self.dropped
+        return length + self.length_difference
 
     def get_query_offset(self, layer_idx: int = 0) -> int:
-        """The physical length: where the next query stands among the keys."""
+        """Returns the physical length, which is the slot of the next query."""
         offset: int = super().get_query_offset(layer_idx)  # type: ignore[misc]
-        return offset - self.dropped
+        return offset - self.length_difference
 
     def crop(self, tokens_to_remove: int) -> None:
-        """Rolls back the last positions, as `Cache.crop` (assisted decoding rejects candidates).
+        """Removes the last positions, as `Cache.crop`; assisted decoding rejects candidates so.
 
         Args:
-            tokens_to_remove: as a negative number; pruned positions among them count.
+            tokens_to_remove: number of positions, negative; pruned ones count.
 
         Raises:
-            ValueError: rows of the batch keep different numbers of those positions.
+            ValueError: the rows of the batch keep different numbers of these positions.
         """
-        if tokens_to_remove > 0:  # transformers 5.19: the length to be left
+        if tokens_to_remove > 0:  # in transformers 5.19 it is the length to keep
             tokens_to_remove = min(0, tokens_to_remove - self.get_seq_length())
-        remains = self.get_seq_length() + tokens_to_remove
+        remaining = self.get_seq_length() + tokens_to_remove
         slots = tokens_to_remove
-        if remains < self.logical:
-            cut = (self.origin >= remains).sum(1)
-            if not bool((cut == cut[0]).all()):
+        if remaining < self.logical:
+            removed = (self.origin >= remaining).sum(1)
+            if not bool((removed == removed[0]).all()):
                 raise ValueError(
                     f"tokens_to_remove={tokens_to_remove} reaches into pruned images, of which the "
                     "rows of the batch kept different numbers of tokens; start from an empty cache"
                 )
-            count = int(cut[0])
+            count = int(removed[0])
             slots = self.logical - count - self.get_seq_length()
-            length = self.origin.shape[1] - count
-            self.origin, self.used = self.origin[:, :length], self.used[:, :length]
-            if self.weights is not None:
-                self.weights = self.weights[:, :length]
-            self.gone = self.gone - (self.logical - remains - count)
-            self.logical = remains
+            self._crop_prefill(remaining, count)
         super().crop(slots)  # type: ignore[misc]
 
-    def _rows(self) -> int:
+    def _crop_prefill(self, remaining: int, slots: int) -> None:
+        """Cuts the prefilled part to ``remaining`` positions; the last ``slots`` slots go."""
+        length = self.origin.shape[1] - slots
+        self.origin, self.slot_mask = self.origin[:, :length], self.slot_mask[:, :length]
+        if self.weights is not None:
+            self.weights = self.weights[:, :length]
+        self.position_shift = self.position_shift - (self.logical - remaining - slots)
+        self.logical = remaining
+
+    def _row_count(self) -> int:
         return len(self.origin)
 
     def _take_rows(self, rows: Tensor) -> None:
         rows = rows.to(self.origin.device)
-        self.origin, self.used = self.origin[rows], self.used[rows]
-        self.gone = self.gone[rows]
+        self.origin, self.slot_mask = self.origin[rows], self.slot_mask[rows]
+        self.position_shift = self.position_shift[rows]
         if self.weights is not None:
             self.weights = self.weights[rows]
 
     def physical_mask(self, mask: Tensor | None, query_length: int) -> Tensor:
-        """The mask over physical slots and new tokens, [b, physical length + query_length].
+        """Returns the mask over slots and new tokens, [b, physical length + query_length].
 
         Args:
             mask: 2-D mask over all logical positions, old and new, or None.
@@ -143,104 +156,107 @@ class PrunedCache(TranslatedCache):
         """
         total = self.get_seq_length() + query_length
         if mask is None:
-            new = self.used.new_ones(len(self.used), total - self.logical)
-            return torch.cat([self.used, new], 1).long()
-        if mask.shape[1] == total - self.dropped != total:
-            return mask  # someone who reads the cache's true length
+            new = self.slot_mask.new_ones(len(self.slot_mask), total - self.logical)
+            return torch.cat([self.slot_mask, new], 1).long()
+        if mask.shape[1] == total - self.length_difference != total:
+            return mask  # made by a caller that reads the physical length
         if mask.shape[1] != total:
             raise ValueError(
                 f"attention_mask has {mask.shape[1]} columns, expected {total}: one for every "
-                f"position so far, the {self.dropped} pruned ones included"
+                f"position so far, the {self.length_difference} pruned ones included"
             )
-        return self.physical(mask, 0)
+        return self.at_slots(mask, 0)
 
-    def physical(self, values: Tensor, fill: int) -> Tensor:
-        """One value for each slot, see `at_slots`."""
-        return at_slots(values, self.origin, self.logical, fill)
+    def at_slots(self, values: Tensor, fill: int) -> Tensor:
+        """Returns one value per slot, see `slot_values`."""
+        return slot_values(values, self.origin, self.logical, fill)
 
 
-def at_slots(values: Tensor, origin: Tensor, logical: int, fill: int) -> Tensor:
-    """One value for each slot, out of one for each position since the start.
+def slot_values(values: Tensor, origin: Tensor, logical: int, fill: int) -> Tensor:
+    """Returns one value per slot, from one value per position since the start.
 
     Args:
-        values: [b, logical + m], of positions of which the last m all have slots.
+        values: [b, logical + m]; all of the last m positions have slots.
         origin: logical position of each slot of the prefilled part, -1 for padding, int64 [b, p].
         logical: logical length of the prefilled part.
-        fill: what stands for padding that pruning put there.
+        fill: value at padding that pruning added.
 
     Returns:
         [b, p + m].
     """
     origin = origin.to(values.device)
-    old = values.gather(1, origin.clamp(min=0)).masked_fill(origin < 0, fill)
-    return torch.cat([old, values[:, logical:]], 1)
+    prefilled = values.gather(1, origin.clamp(min=0)).masked_fill(origin < 0, fill)
+    return torch.cat([prefilled, values[:, logical:]], 1)
 
 
 @dataclass(frozen=True, eq=False)
-class Slots:
-    """What the layers from one on hold of a prefill.
+class LayerSlots:
+    """The slots of a prefill in the layers from one on.
 
     Attributes:
         first: the first of these layers.
         origin: position of each slot, -1 for padding, int64 [b, p].
-        used: false at padding, bool [b, p].
+        mask: false at padding, bool [b, p].
     """
 
     first: int
     origin: Tensor
-    used: Tensor
+    mask: Tensor
 
-    def take_rows(self, rows: Tensor) -> Slots:
-        """Those of some rows of the batch."""
+    def take_rows(self, rows: Tensor) -> LayerSlots:
+        """Returns the slots of some batch rows."""
         rows = rows.to(self.origin.device)
-        return Slots(self.first, self.origin[rows], self.used[rows])
+        return LayerSlots(self.first, self.origin[rows], self.mask[rows])
 
 
-class StagedCache(TranslatedCache):
+class StagedCache(HookedCache):
     """A cache whose later layers hold less of the prompt; mixed in by `mark_staged`.
 
     Its first layer holds every position, so its length is the logical one.
 
     Attributes:
-        slots: what layers hold, by their first layer, ascending.
+        slots: the slots of later layers, ascending by first layer.
         logical: length of the prefilled part in the first layer.
     """
 
-    slots: list[Slots]
+    slots: list[LayerSlots]
     logical: int
 
     def crop(self, tokens_to_remove: int) -> None:
-        """Rolls back the last positions, as `Cache.crop` (assisted decoding rejects candidates).
-
-        Raises:
-            ValueError: the layers hold different parts of what is to go.
-        """
-        length: int = super().get_seq_length()  # type: ignore[misc]
-        if tokens_to_remove > 0:  # transformers 5.19: the length to be left
-            tokens_to_remove = min(0, tokens_to_remove - length)
-        remains = length + tokens_to_remove
-        if remains < self.logical:  # candidates came with the prompt
-            self.slots = [self._cut(slots, remains) for slots in self.slots]
-            self.logical = remains
-        super().crop(tokens_to_remove)  # type: ignore[misc]
-
-    def _cut(self, slots: Slots, remains: int) -> Slots:
-        """``slots`` without the positions from ``remains`` on."""
-        count = self.logical - remains
-        if not bool(((slots.origin >= remains).sum(1) == count).all()):
-            raise ValueError(
-                f"the last {count} positions of the prompt have pruned images or padding among "
-                "them, so layers hold different parts and cannot be rolled back; start from an "
-                "empty cache"
-            )
-        length = slots.origin.shape[1] - count
-        return Slots(slots.first, slots.origin[:, :length], slots.used[:, :length])
-
-    def physical_mask(self, slots: Slots, mask: Tensor | None, query_length: int) -> Tensor:
-        """The mask over a layer's slots and new tokens, [b, its length + query_length].
+        """Removes the last positions, as `Cache.crop`; assisted decoding rejects candidates so.
 
         Args:
-            slots: what the layer holds.
+            tokens_to_remove: number of positions, negative.
+
+        Raises:
+            ValueError: the layers hold different numbers of these positions.
+        """
+        length: int = super().get_seq_length()  # type: ignore[misc]
+        if tokens_to_remove > 0:  # in transformers 5.19 it is the length to keep
+            tokens_to_remove = min(0, tokens_to_remove - length)
+        remaining = length + tokens_to_remove
+        if remaining < self.logical:  # candidates came with the prompt
+            self.slots = [self._crop_slots(slots, remaining) for slots in self.slots]
+            self.logical = remaining
+        super().crop(tokens_to_remove)  # type: ignore[misc]
+
+    def _crop_slots(self, slots: LayerSlots, remaining: int) -> LayerSlots:
+        """Returns ``slots`` without the positions from ``remaining`` on."""
+        count = self.logical - remaining
+        if not bool(((slots.origin >= remaining).sum(1) == count).all()):
+            raise ValueError(
+                f"tokens_to_remove={remaining - self.logical} cannot be cut: the last {count} "
+                "positions of the prompt include pruned images or padding, so layers hold "
+                "different parts of them; start from an empty cache"
+            )
+        length = slots.origin.shape[1] - count
+        return LayerSlots(slots.first, slots.origin[:, :length], slots.mask[:, :length])
+
+    def physical_mask(self, slots: LayerSlots, mask: Tensor | None, query_length: int) -> Tensor:
+        """Returns the mask over a layer's slots and new tokens, [b, slots + query_length].
+
+        Args:
+            slots: of the layer.
             mask: 2-D mask over all positions, old and new, or None.
             query_length: number of new tokens.
 
@@ -249,49 +265,49 @@ class StagedCache(TranslatedCache):
         """
         total = super().get_seq_length() + query_length  # type: ignore[misc]
         if mask is None:
-            mask = slots.used.new_ones(len(slots.used), total)
+            mask = slots.mask.new_ones(len(slots.mask), total)
         elif mask.shape[1] != total:
             raise ValueError(
                 f"attention_mask has {mask.shape[1]} columns, expected {total}: one for every "
                 "position so far, the pruned ones included"
             )
-        return at_slots(mask, slots.origin, self.logical, 0).long()
+        return slot_values(mask, slots.origin, self.logical, 0).long()
 
-    def _rows(self) -> int:
+    def _row_count(self) -> int:
         return len(self.slots[0].origin)
 
     def _take_rows(self, rows: Tensor) -> None:
         self.slots = [slots.take_rows(rows) for slots in self.slots]
 
 
-_mixed: dict[tuple[type, type], Any] = {}
+_cache_classes: dict[tuple[type, type], Any] = {}
 
 
-def mixed(mixin: type, kind: type) -> Any:
-    """The class of caches of one kind that know what was dropped."""
-    if (mixin, kind) not in _mixed:
-        name = mixin.__name__.removesuffix("Cache")
-        _mixed[mixin, kind] = type(f"{name}{kind.__name__}", (mixin, kind), {})
-    return _mixed[mixin, kind]
+def mixed_class(mixin: type, cache_class: type) -> Any:
+    """Returns the class that derives from ``mixin`` and a class of caches; one for each pair."""
+    if (mixin, cache_class) not in _cache_classes:
+        name = mixin.__name__.removesuffix("Cache") + cache_class.__name__
+        _cache_classes[mixin, cache_class] = type(name, (mixin, cache_class), {})
+    return _cache_classes[mixin, cache_class]
 
 
-def mark_pruned(cache: Cache, origin: Tensor, used: Tensor, gone: Tensor, logical: int) -> None:
-    """Makes ``cache``, which has just been filled, know what was dropped (see `PrunedCache`).
+def mark_pruned(
+    cache: Cache, origin: Tensor, slot_mask: Tensor, position_shift: Tensor, logical: int
+) -> None:
+    """Makes a cache that has just been filled a `PrunedCache`; arguments are its attributes.
 
-    The object stays the same, because its owner holds it: it changes its class.
+    The object stays the same, because its owner holds it: its class is changed.
     """
     if not isinstance(cache, PrunedCache):
-        cache.__class__ = mixed(PrunedCache, type(cache))
+        cache.__class__ = mixed_class(PrunedCache, type(cache))
     state: Any = cache
-    state.origin, state.used, state.gone, state.logical = origin, used, gone, logical
-    state.translated = False
+    state.origin, state.slot_mask = origin, slot_mask
+    state.position_shift, state.logical = position_shift, logical
+    state.hook_active = False
 
 
-def mark_staged(cache: Cache, slots: list[Slots], logical: int) -> None:
-    """Makes ``cache``, which has just been filled, know what its layers hold (see `StagedCache`).
-
-    As with `mark_pruned`, the object stays the same.
-    """
-    cache.__class__ = mixed(StagedCache, type(cache))
+def mark_staged(cache: Cache, slots: list[LayerSlots], logical: int) -> None:
+    """Makes a cache that has just been filled a `StagedCache`; as `mark_pruned`."""
+    cache.__class__ = mixed_class(StagedCache, type(cache))
     state: Any = cache
-    state.slots, state.logical, state.translated = slots, logical, False
+    state.slots, state.logical, state.hook_active = slots, logical, False

@@ -1,9 +1,9 @@
-"""Prunes what a language model attends to across, instead of among its own tokens (Mllama).
+"""Prunes vision tokens that a language model reads by cross-attention (Mllama).
 
-Vision tokens are no positions of the sequence there: layers of their own read them as keys and
+There vision tokens are no positions of the sequence: cross-attention layers read them as keys and
 values. So the sequence stays as it is, and the language model's call is rewritten: fewer vision
-states at prefill, and the columns of the cross-attention mask that belong to them, then and at
-every later step.
+states at prefill, and fewer columns of the cross-attention mask, at prefill and at every later
+step.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import functools
 import inspect
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -22,79 +21,29 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import Cache, PreTrainedModel
 
 from gprune.errors import UnsupportedModelError
-from gprune.hf.cache import TranslatedCache, mixed
-from gprune.hf.hook import EncodedImage, KeptGroup, PrunedModel, find_cache
-from gprune.hf.signals import replaced
-
-
-class CrossPrunedCache(TranslatedCache):
-    """A cache whose cross-attention layers hold a part of the vision tokens; mixed in by `mark`.
-
-    Attributes:
-        columns: which vision token each of the cached ones is, -1 for padding, int64 [b, k].
-        total: how many vision tokens there were, dropped ones and those of padding tiles included.
-    """
-
-    columns: Tensor
-    total: int
-
-    def crop(self, tokens_to_remove: int) -> None:
-        """Refused.
-
-        Raises:
-            ValueError: always.
-        """
-        raise ValueError(
-            f"tokens_to_remove={tokens_to_remove} would roll the cache back, which transformers "
-            "does to vision tokens as to text; generate without an assistant and prompt lookup"
-        )
-
-    def _rows(self) -> int:
-        return len(self.columns)
-
-    def _take_rows(self, rows: Tensor) -> None:
-        self.columns = self.columns[rows.to(self.columns.device)]
-
-
-def mark(cache: Cache, columns: Tensor, total: int) -> None:
-    """Makes ``cache``, which has just been filled, know what it holds (see `CrossPrunedCache`)."""
-    if not isinstance(cache, CrossPrunedCache):
-        cache.__class__ = mixed(CrossPrunedCache, cache.__class__)
-    state: Any = cache
-    state.columns, state.total, state.translated = columns, total, False
-
-
-@dataclass(frozen=True, eq=False)
-class Across:
-    """What is left of a batch's new vision tokens.
-
-    Attributes:
-        states: the tokens of each row, [k, d].
-        columns: which of all new tokens they are, int64 [k].
-        groups: what was kept of each row's tiles.
-        dropped: how many went, those of padding tiles apart.
-    """
-
-    states: list[Tensor]
-    columns: list[Tensor]
-    groups: list[list[KeptGroup]]
-    dropped: int
+from gprune.hf.calls import bind_arguments, find_cache
+from gprune.hf.cross_cache import CrossPrunedCache, mark_cross_pruned
+from gprune.hf.cross_tiles import choose_tiles, visible_tiles
+from gprune.hf.model import PrunedModel
+from gprune.hf.overrides import override_method
+from gprune.hf.records import KeptGroup
+from gprune.pruners.base import Pruner
 
 
 class CrossPrunedModel(PrunedModel):
-    """A model under pruning whose language model attends across to its vision tokens.
+    """A model under pruning whose language model cross-attends to vision tokens.
 
     Attributes:
-        kept_mask: all true: no position leaves the sequence, an image's placeholder neither.
+        kept_mask: all true: no position leaves the sequence, image placeholders included.
     """
 
-    def __init__(self, model: PreTrainedModel, *args: Any) -> None:
-        super().__init__(model, *args)
-        if self.pruner.signals:
+    def __init__(self, model: PreTrainedModel, pruner: Pruner, positions: str) -> None:
+        super().__init__(model, pruner, positions)
+        if pruner.signals:
             raise UnsupportedModelError(
-                f"{type(model).__name__} attends to its images across, where "
-                f"{' and '.join(self.pruner.signals)} for {self.pruner.name} cannot be had yet; "
-                "take a method that needs features alone, such as graph_cover"
+                f"{pruner.name} reads {' and '.join(pruner.signals)}, which is not available yet "
+                f"where {type(model).__name__} cross-attends to its images; use a method that "
+                "needs features alone, such as graph_cover"
             )
         self._kept: list[list[KeptGroup]] = []
         self._tiles = model.config.vision_config.max_num_tiles
@@ -102,165 +51,128 @@ class CrossPrunedModel(PrunedModel):
 
     @property
     def kept(self) -> list[list[KeptGroup]]:
-        """For each row of the latest prefill's batch its tiles, image by image.
+        """For each batch row of the latest prefill its tiles, image by image.
 
-        Padding tiles, and those that no text of the row may see, are no tokens: they have no group.
+        Padding tiles, and tiles that no text of the row can see, have no group.
         """
         return self._kept
 
-    def before(
+    def pre_forward(
         self, model: PreTrainedModel, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """The outer call stays as it is."""
+        """Returns the outer call unchanged: the inner one is rewritten."""
         return args, kwargs
 
-    def after(
+    def post_forward(
         self, model: PreTrainedModel, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
     ) -> None:
-        """The outer call leaves nothing to be done."""
+        """Does nothing: the inner call has recorded what was dropped."""
 
-    def inside(self) -> AbstractContextManager[None]:
-        """Rewrites the calls of the language model."""
+    def patched(self) -> AbstractContextManager[None]:
+        """Overrides the language model's ``forward``."""
         language = self.model.base_model.language_model
-        return replaced(language, "forward", self._shortening(language.forward))
+        return override_method(language, "forward", self._pruned_forward(language.forward))
 
-    def _shortening(self, forward: Callable[..., Any]) -> Callable[..., Any]:
-        names = list(inspect.signature(forward).parameters)
+    def _pruned_forward(self, forward: Callable[..., Any]) -> Callable[..., Any]:
+        """Wraps the language model's ``forward``."""
+        parameters = list(inspect.signature(forward).parameters)
 
         @functools.wraps(forward)
-        def shortened(*args: Any, **kwargs: Any) -> Any:
-            call = {**dict(zip(names, args, strict=False)), **kwargs}
+        def pruned_forward(*args: Any, **kwargs: Any) -> Any:
+            call = bind_arguments(parameters, args, kwargs)
             cache = call.get("past_key_values")
-            held = None
+            cached_columns = None
             if call.get("cross_attention_states") is not None:
-                held = self._prefill_across(call, cache)
+                cached_columns = self._prefill(call, cache)
             else:
-                self._continue_across(call, cache)
+                self._continue(call, cache)
             if isinstance(cache, CrossPrunedCache):
-                cache.translated = True
+                cache.hook_active = True
             try:
                 output = forward(**call)
             finally:
                 if isinstance(cache, CrossPrunedCache):
-                    cache.translated = False
-            cache = find_cache(output) if cache is None else cache
-            if held is not None and cache is not None:
-                mark(cache, *held)
+                    cache.hook_active = False
+            cache = find_cache(output, call)
+            if cached_columns is not None and cache is not None:
+                mark_cross_pruned(cache, *cached_columns)
             return output
 
-        return shortened
+        return pruned_forward
 
-    def _continue_across(self, call: dict[str, Any], cache: Cache | None) -> None:
-        """A decoding step, or a turn without images."""
+    def _continue(self, call: dict[str, Any], cache: Cache | None) -> None:
+        """Rewrites a decoding step or a turn without images, in place."""
         if isinstance(cache, CrossPrunedCache):
-            call["cross_attention_mask"] = self._across_mask(
-                call, cache.columns, cache.total, cache
-            )
+            mask = self._column_mask(call, cache.columns, cache.total, cache)
+            call["cross_attention_mask"] = mask
         elif cache is None or int(cache.get_seq_length()) == 0:
-            self._begin(call)
+            self._reset(call)
 
-    def _begin(self, call: dict[str, Any]) -> int:
-        """Forgets the prefill before; returns the batch's size."""
+    def _reset(self, call: dict[str, Any]) -> int:
+        """Forgets the previous prefill; returns the number of batch rows."""
         ids = call.get("input_ids")
-        words = call["inputs_embeds"] if ids is None else ids
-        self.kept_mask = torch.ones(words.shape[:2], dtype=torch.bool, device=words.device)
-        self._kept = [[] for _ in words]
-        return len(words)
+        sequence = call["inputs_embeds"] if ids is None else ids
+        self.kept_mask = torch.ones(sequence.shape[:2], dtype=torch.bool, device=sequence.device)
+        self._kept = [[] for _ in sequence]
+        return len(sequence)
 
-    def _prefill_across(
-        self, call: dict[str, Any], cache: Cache | None
-    ) -> tuple[Tensor, int] | None:
+    def _prefill(self, call: dict[str, Any], cache: Cache | None) -> tuple[Tensor, int] | None:
         """Chooses what to keep and shortens ``call`` in place.
 
         Returns:
-            what the cache will hold, see `CrossPrunedCache`; None where it holds everything.
+            ``columns`` and ``total`` of the cache after the call, see `CrossPrunedCache`; None if
+            nothing is dropped.
+
+        Raises:
+            ValueError: the vision states have another shape.
         """
-        b = self._begin(call)
-        states = call["cross_attention_states"]
+        b = self._reset(call)
+        states = self._tile_states(call["cross_attention_states"], b)
+        tiles = choose_tiles(self.chooser, states, visible_tiles(call, states))
+        self._kept = tiles.groups
+        if not tiles.dropped_count and not isinstance(cache, CrossPrunedCache):
+            return None  # the model gets its own call, so that its results are bit-identical
+        # Padded with zeros: without bias they become keys and values of zero, so a row without
+        # images adds nothing to its text, as if it had been processed alone.
+        call["cross_attention_states"] = pad_sequence(tiles.states, batch_first=True)
+        columns = pad_sequence(tiles.columns, batch_first=True, padding_value=-1)
+        total = states[0].numel() // states.shape[-1]
+        if cache is not None:
+            old_columns, old_total = self._cached(cache, columns)
+            columns = torch.where(columns < 0, -1, columns + old_total)
+            columns = torch.cat([old_columns, columns], 1)
+            total += old_total
+        call["cross_attention_mask"] = self._column_mask(call, columns, total, cache)
+        return columns, total
+
+    def _tile_states(self, states: Tensor, b: int) -> Tensor:
+        """Returns vision states in the shape [b, images, tiles, n, d].
+
+        Raises:
+            ValueError: they have another number of tiles.
+        """
         if states.ndim != 3 or len(states) % (b * self._tiles):
             raise ValueError(
                 f"cross_attention_states of shape {list(states.shape)} are not [rows * images * "
-                f"{self._tiles} tiles, tokens of a tile, channels] of {b} rows; pass pixel_values"
+                f"{self._tiles} tiles, tokens per tile, channels] of {b} rows; pass pixel_values"
             )
-        new = len(states) // b * states.shape[1]
-        states = states.view(b, -1, self._tiles, *states.shape[1:])  # [b, images, tiles, n, d]
-        chosen = self._choose_tiles(states, self._seen(call, states))
-        self._kept = chosen.groups
-        pruned = isinstance(cache, CrossPrunedCache)
-        if not chosen.dropped and not pruned:
-            return None  # the model sees its own call, so what it computes is bit-identical
-        # Zeros as padding: without bias they are keys and values of zero, so a row without images
-        # adds nothing to its text, as if it had come alone.
-        call["cross_attention_states"] = pad_sequence(chosen.states, batch_first=True)
-        columns = pad_sequence(chosen.columns, batch_first=True, padding_value=-1)
-        total = new
-        if cache is not None:
-            old, before = self._held(cache, columns)
-            columns = torch.cat([old, torch.where(columns < 0, -1, columns + before)], 1)
-            total += before
-        call["cross_attention_mask"] = self._across_mask(call, columns, total, cache)
-        return columns, total
+        return states.view(b, -1, self._tiles, *states.shape[1:])
 
-    def _held(self, cache: Cache, like: Tensor) -> tuple[Tensor, int]:
-        """Columns and total of a cache before this call."""
+    def _cached(self, cache: Cache, like: Tensor) -> tuple[Tensor, int]:
+        """Returns columns and total of a cache before this call, on the device of ``like``."""
         if isinstance(cache, CrossPrunedCache):
             return cache.columns, cache.total
         count = int(cache.get_seq_length(self._layer))
         return torch.arange(count, device=like.device).expand(len(like), -1), count
 
-    @staticmethod
-    def _seen(call: dict[str, Any], states: Tensor) -> list[list[list[bool]]]:
-        """Which tiles are seen by any text, for each row and image; padding tiles are not.
-
-        What stays has a shape, which the host has to know: the one read of a prefill.
-        """
-        mask = call.get("cross_attention_mask")
-        b, images, tiles, n = states.shape[:4]
-        if mask is None:
-            return [[[True] * tiles] * images] * b
-        open_rows = call["full_text_row_masked_out_mask"] != 0  # [b, 1, L, 1]
-        # Rows that see nothing are zero all over, so that their softmax is defined.
-        seen = ((mask == 0) & open_rows).any(2).view(b, -1)[:, -images * tiles * n :: n]
-        found: list[list[list[bool]]] = seen.view(b, images, tiles).tolist()
-        return found
-
-    def _choose_tiles(self, states: Tensor, seen: list[list[list[bool]]]) -> Across:
-        """Runs the pruner on every tile that is seen, those of one image together."""
-        _, images, tiles, n, d = states.shape
-        place = torch.arange(images * tiles * n, device=states.device).view(images, tiles, n)
-        shown = [
-            (row, number, own)
-            for row, flags in enumerate(seen)
-            for number, image in enumerate(flags)
-            if (own := [tile for tile, flag in enumerate(image) if flag])
-        ]
-        choices = self._choose_images(
-            "image",
-            [
-                EncodedImage(states[row, number, own].flatten(0, 1), None, {})
-                for row, number, own in shown
-            ],
-        )
-        features = [[states.new_empty(0, d)] for _ in seen]
-        columns = [[place.new_empty(0)] for _ in seen]
-        groups: list[list[KeptGroup]] = [[] for _ in seen]
-        dropped = 0
-        for (row, number, own), choice in zip(shown, choices, strict=True):
-            features[row].append(choice.features)
-            columns[row].append(place[number, own].flatten()[choice.rows])
-            groups[row] += [KeptGroup(*group, number) for group in choice.groups]
-            dropped += len(own) * n - len(choice.rows)
-        return Across(
-            [torch.cat(parts) for parts in features],
-            [torch.cat(parts) for parts in columns],
-            groups,
-            dropped,
-        )
-
-    def _across_mask(
+    def _column_mask(
         self, call: dict[str, Any], columns: Tensor, total: int, cache: Cache | None
     ) -> Tensor:
-        """The additive mask [b, 1, L, k] over the vision tokens that are left."""
+        """Returns the additive mask over the vision tokens that stay, [b, 1, L, k].
+
+        Raises:
+            ValueError: the call's mask does not have ``total`` columns.
+        """
         mask = call.get("cross_attention_mask")
         if mask is None:
             mask = torch.zeros(1, dtype=self.model.dtype, device=columns.device)
@@ -268,13 +180,13 @@ class CrossPrunedModel(PrunedModel):
         if mask.shape[-1] != total:
             raise ValueError(
                 f"cross_attention_mask has {mask.shape[-1]} columns for vision tokens, expected "
-                f"{total}: those of every image so far, the pruned ones included"
+                f"{total}: one for each token of every image so far, the pruned ones included"
             )
         least = torch.finfo(mask.dtype).min
         columns = columns[:, None, None]  # [b, 1, 1, k]
         index = columns.clamp(min=0).expand(-1, 1, mask.shape[2], -1)
         mask = mask.gather(-1, index).masked_fill(columns < 0, least)
-        layer = cache.layers[self._layer : self._layer + 1] if cache is not None else []
-        # A static cache shows its whole length, used or not.
-        width = max([getattr(one, "max_cache_len", 0) for one in layer], default=0)
+        layers = cache.layers[self._layer : self._layer + 1] if cache is not None else []
+        # Attention to a static cache reads its whole length, used or not.
+        width = max([getattr(layer, "max_cache_len", 0) for layer in layers], default=0)
         return F.pad(mask, (0, max(0, width - mask.shape[-1])), value=least)

@@ -1,9 +1,10 @@
-"""An accelerator that holds no values: what is asked of one has to wait, so nothing may be.
+"""A fake accelerator whose tensors hold no values, so that reading one raises.
 
-PyTorch's fake tensors have shapes, types and a device, and go through every operation but one that
-needs a value on the host, which raises. Their device is one that PyTorch knows from Python alone
+PyTorch's fake tensors have shapes, dtypes and a device. They go through every operation except
+those that need a value on the host, which raise. Their device is a backend registered from Python
 (CUDA's fake tensors need a build with CUDA), and operations that mix it with the CPU raise, as they
-would on a GPU. That registers a backend for the whole process: these tests have one of their own.
+would on a GPU. The backend is registered for the whole process, so these tests run in a process of
+their own.
 """
 
 from __future__ import annotations
@@ -18,19 +19,19 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils import backend_registration
 
 import gprune
-from gprune import device as checks
+from gprune.device import pending_checks
 
-# transformers compares numbers of placeholders and features on the host, unless it is told not to.
+# Otherwise transformers compares numbers of placeholders and features on the host.
 os.environ["TRANSFORMERS_DISABLE_TORCH_CHECK"] = "1"
 
 DEVICE = "pretended"
-OURS = str(Path(gprune.__file__).parent)
+PACKAGE = str(Path(gprune.__file__).parent)
 
 make_tensor = torch.tensor
 
 
 class Event:
-    """A moment of the accelerator, which does not come."""
+    """An event of the accelerator that never completes."""
 
     def __init__(self, **options):
         pass
@@ -43,20 +44,20 @@ class Event:
 
 
 def tensor(data, *arguments, device=None, **options):
-    """`torch.tensor`, which from the host's memory to an accelerator waits for what is queued."""
+    """`torch.tensor`; refuses uses in gprune that copy to the device, because they synchronise."""
     made = make_tensor(data, *arguments, **options)
     if device is None or torch.device(device).type != DEVICE:
         return made
-    if sys._getframe(1).f_code.co_filename.startswith(OURS):
-        raise RuntimeError("torch.tensor(..., device=...) waits for the accelerator")
+    if sys._getframe(1).f_code.co_filename.startswith(PACKAGE):
+        raise RuntimeError("torch.tensor(..., device=...) synchronises the accelerator")
     return torch.empty(made.shape, dtype=made.dtype, device=device).copy_(made)
 
 
 @pytest.fixture(scope="session", autouse=True)
 def backend():
-    """Makes the device known."""
+    """Registers the device with PyTorch."""
     backend_registration._setup_privateuseone_for_python_backend(DEVICE)
-    # Fake tensors of a single value carry it along, and operations on it are carried out.
+    # PyTorch runs operations on fake tensors of a single value, which carry that value.
     library = torch.library.Library("aten", "IMPL")
     library.impl(
         "empty_strided",
@@ -67,7 +68,7 @@ def backend():
 
 
 class Pretended:
-    """Puts tensors and models on the device; within ``mode`` they can be used."""
+    """Moves tensors and models to the device; use them inside ``mode``."""
 
     def __init__(self):
         self.mode = FakeTensorMode()
@@ -82,7 +83,7 @@ class Pretended:
             return torch.empty(shape, dtype=dtype, device=DEVICE)
 
     def model(self, model: torch.nn.Module) -> torch.nn.Module:
-        """The model itself, all of its parameters and buffers replaced."""
+        """Replaces all parameters and buffers of a model in place; returns the model."""
         for module in model.modules():
             for name, value in module._parameters.items():
                 if value is not None:
@@ -100,4 +101,4 @@ def device(monkeypatch):
     monkeypatch.setattr(torch, "Event", Event)
     monkeypatch.setattr(torch, "tensor", tensor)
     yield Pretended()
-    checks._queue().clear()  # verdicts that nobody can read
+    pending_checks().clear()  # whose results cannot be read

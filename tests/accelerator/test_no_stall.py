@@ -1,4 +1,4 @@
-"""Nothing that gprune does makes the host wait for an accelerator, or mixes the two."""
+"""Selection and prefill never synchronise an accelerator or mix it with the host."""
 
 from __future__ import annotations
 
@@ -6,34 +6,35 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
 
-from gprune import CoverBudget, GPrune, VisualTokens, checks, make, methods
-from gprune.graph import WHOLE
+from gprune import CoverBudget, GPrune, VisualTokens, make, methods
+from gprune.device import pending_checks
+from gprune.graph import MAX_DENSE_TOKENS
+from gprune.hf import choice, rewrite
 from gprune.pruners.base import Pruner
 from tests.hf.batches import make_batch
 from tests.hf.models import SPECIMENS
 
 GROUPS = [name for name in methods() if make(name, keep=0.3).scope == "group"]
-# Methods that do otherwise where a matrix of all pairs would be too large.
-LONG = [
+# Methods that take another path where a matrix of all pairs would be too large.
+TILED = [
     *("gprune", "graph_cover", "weighted_cover", "weighted_gprune", "divprune", "todre", "dart"),
     *("tome", "cdpruner", "d2pruner", "vlm_pruner", "visionzip", "prumerge", "holov"),
 ]
-# Those that have to wait, since how many tokens there are has to be known on the host: the text's
-# length is read once a row, inside the language model the prompt's parts are, and how a video's
-# budget is dealt out depends on its values.
+# These need a value on the host and synchronise: the text's length once per row, the parts of the
+# prompt inside the language model, and the values that decide how a video's budget is divided.
 TEXT = ["trim", "cdpruner", "text_cover"]
-INSIDE = [name for name in methods() if make(name, keep=0.3).scope == "decoder"]
+DECODER = [name for name in methods() if make(name, keep=0.3).scope == "decoder"]
 VIDEOS = [name for name in methods() if make(name, keep=0.3).scope == "video"]
-# Families whose own prefill asks for no value.
+# Families whose own prefill reads no value.
 QUIET = [
     *("llava", "llava_siglip", "internvl", "vipllava"),
     *("paligemma", "gemma3", "aya_vision", "cohere2_vision"),
 ]
-WAITS = (DataDependentOutputException, DynamicOutputShapeException)
+SYNCHRONISES = (DataDependentOutputException, DynamicOutputShapeException)
 
 
 def group(device, n: int, dtype: torch.dtype = torch.float32, d: int = 64, **fields):
-    """Tokens with everything that a method may read."""
+    """Returns tokens with every signal that a method may read."""
     return VisualTokens(
         device.empty(n, d, dtype=dtype),
         **{
@@ -49,18 +50,20 @@ def group(device, n: int, dtype: torch.dtype = torch.float32, d: int = 64, **fie
 
 def assert_kept(pruner: Pruner, device, tokens: VisualTokens, k: int) -> None:
     with device.mode:
-        kept, features = pruner.reduce(tokens)
+        reduction = pruner.reduce(tokens)
+        kept = reduction.positions(len(tokens))
+        features = reduction.features(tokens.features)
     assert kept.shape == (k,)
     assert features.shape == (k, tokens.features.shape[1])
     assert kept.device == features.device == tokens.features.device
 
 
-def test_a_value_that_is_asked_for_is_noticed(device):
+def test_reading_a_value_raises(device):
     x = device.empty(4)
     with device.mode:
-        for ask in (lambda: bool(x.sum() > 0), lambda: x[x > 0], x.tolist, x.nonzero):
-            with pytest.raises(WAITS):
-                ask()
+        for read in (lambda: bool(x.sum() > 0), lambda: x[x > 0], x.tolist, x.nonzero):
+            with pytest.raises(SYNCHRONISES):
+                read()
         with pytest.raises(RuntimeError, match="devices"):
             x + torch.empty(4)
 
@@ -71,27 +74,27 @@ def test_selection(device, name, dtype):
     assert_kept(make(name, keep=0.25), device, group(device, 576, dtype), 144)
 
 
-def test_selection_of_protected_tokens_waits_for_how_many_they_are(device):
+def test_selection_of_protected_tokens_reads_their_count(device):
     flags = device.empty(576, dtype=torch.bool)
-    with device.mode, pytest.raises(WAITS):
+    with device.mode, pytest.raises(SYNCHRONISES):
         GPrune(0.25).select(group(device, 576, protected=flags))
 
 
-@pytest.mark.parametrize("name", LONG)
-def test_selection_among_more_tokens_than_a_matrix_holds(device, name):
-    assert_kept(make(name, keep=40), device, group(device, WHOLE + 64, d=16), 40)
+@pytest.mark.parametrize("name", TILED)
+def test_selection_of_more_tokens_than_a_matrix_holds(device, name):
+    assert_kept(make(name, keep=40), device, group(device, MAX_DENSE_TOKENS + 64, d=16), 40)
 
 
 @pytest.mark.parametrize("name", VIDEOS)
-def test_budgets_of_frames_wait(device, name):
+def test_budgets_of_frames_synchronise(device, name):
     frames = [group(device, 96, kind="frame") for _ in range(4)]
-    with device.mode, pytest.raises(WAITS):
+    with device.mode, pytest.raises(SYNCHRONISES):
         make(name, keep=0.25).reduce_groups(frames)
 
 
-def test_budgets_that_look_at_the_features_wait(device):
+def test_budgets_that_read_features_synchronise(device):
     groups = [group(device, 96) for _ in range(3)]
-    with device.mode, pytest.raises(WAITS):
+    with device.mode, pytest.raises(SYNCHRONISES):
         GPrune(CoverBudget(0.3, 0.2)).reduce_groups(groups)
 
 
@@ -105,30 +108,31 @@ def test_prefill_with_every_method(device, name):
     assert_prefill(device, "llava", make(name, keep=0.25), [1])
 
 
-@pytest.mark.parametrize("name", [*TEXT, *INSIDE])
-def test_prefill_with_methods_that_wait(device, name):
-    with pytest.raises(WAITS):
+@pytest.mark.parametrize("name", [*TEXT, *DECODER])
+def test_prefill_with_methods_that_synchronise(device, name):
+    with pytest.raises(SYNCHRONISES):
         assert_prefill(device, "llava", make(name, keep=0.25), [1])
 
 
 @pytest.mark.parametrize("images", [[2, 1], [1, 0, 1]])
 @pytest.mark.parametrize("name", QUIET)
-def test_a_batch_waits_once(device, monkeypatch, name, images):
-    """For the length that the rows are shortened to, which is a shape."""
+def test_a_batch_synchronises_once(device, monkeypatch, name, images):
+    """The length that the rows are shortened to is a shape."""
     specimen, pruner = SPECIMENS[name], GPrune(keep=0.25)
     model = specimen.build()
     with torch.no_grad(), pruner(model):
         length = model(**make_batch(specimen, model, images).inputs).logits.shape[1]
-    asked = []
-    monkeypatch.setattr(torch.Tensor, "__int__", lambda value: asked.append(value) or length)
-    monkeypatch.setattr(checks, "raise_pending", lambda wait=True: None)
+    reads = []
+    monkeypatch.setattr(torch.Tensor, "__int__", lambda value: reads.append(value) or length)
+    for module in (choice, rewrite):
+        monkeypatch.setattr(module, "raise_pending", lambda wait=True: None)
     assert_prefill(device, name, pruner, images)
-    assert len(asked) == 1
+    assert len(reads) == 1
 
 
 @pytest.mark.parametrize("pruned_before", [True, False])
 @pytest.mark.parametrize("name", [name for name in QUIET if SPECIMENS[name].turns])
-def test_a_step_and_a_picture_in_a_later_turn(device, name, pruned_before):
+def test_a_decoding_step_and_an_image_in_a_later_turn(device, name, pruned_before):
     specimen = SPECIMENS[name]
     model = specimen.build()
     first, second = (make_batch(specimen, model, [1], seed=seed) for seed in (1, 2))
@@ -153,13 +157,13 @@ def test_a_step_and_a_picture_in_a_later_turn(device, name, pruned_before):
                     output = model(**call, past_key_values=cache)
                     cache = output.past_key_values
             finally:
-                checks._queue().clear()
+                pending_checks().clear()
     assert cache.get_seq_length() == ids.shape[1] > cache.get_query_offset()
     assert output.logits.device == mask.device
 
 
 def assert_prefill(device, name: str, pruner: Pruner, images: list[int]) -> None:
-    """A prefill asks for nothing and is shortened, on the device."""
+    """Checks that a prefill reads no value and is shortened, on the device."""
     specimen = SPECIMENS[name]
     model = specimen.build()
     batch = make_batch(specimen, model, images)
@@ -174,7 +178,7 @@ def assert_prefill(device, name: str, pruner: Pruner, images: list[int]) -> None
             try:
                 short = model(**inputs)
             finally:
-                checks._queue().clear()  # which the end of the block waits for
+                pending_checks().clear()  # leaving the block would wait for them
     assert short.logits.shape[1] < full.logits.shape[1]
     assert short.logits.device == full.logits.device
     assert pruned.kept_mask.shape == inputs["input_ids"].shape

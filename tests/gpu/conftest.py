@@ -1,4 +1,4 @@
-"""The device of `make gpu`; DEVICE=cpu tries the tests themselves where there is no GPU."""
+"""The device of `make gpu`; set DEVICE=cpu to try the tests without a GPU."""
 
 from __future__ import annotations
 
@@ -10,20 +10,23 @@ import torch
 
 @pytest.fixture(scope="session")
 def device():
-    place = torch.device(os.environ.get("DEVICE", "cuda"))
-    if place.type == "cuda" and not torch.cuda.is_available():
-        pytest.exit("no GPU is here, or this torch was built without CUDA", returncode=1)
+    chosen = torch.device(os.environ.get("DEVICE", "cuda"))
+    if chosen.type == "cuda" and not torch.cuda.is_available():
+        pytest.exit(
+            "DEVICE=cuda finds no GPU, or this torch was built without CUDA; set DEVICE=cpu to run "
+            "on the CPU",
+            returncode=1,
+        )
     before = torch.backends.cudnn.allow_tf32
-    torch.backends.cudnn.allow_tf32 = (
-        False  # convolutions of vision towers are compared with float32
-    )
-    yield place
+    # Convolutions of vision towers are compared with float32.
+    torch.backends.cudnn.allow_tf32 = False
+    yield chosen
     torch.backends.cudnn.allow_tf32 = before
 
 
 @pytest.fixture
 def cuda(device):
-    """For what a CPU has nothing to show of."""
+    """Skips tests that show nothing on a CPU."""
     if device.type != "cuda":
         pytest.skip("only on a GPU")
     return device

@@ -1,4 +1,4 @@
-"""What only a GPU can show: that it selects and answers as the CPU does, and does not stall."""
+"""What only a GPU can show: same selections and answers as on the CPU, and no synchronisation."""
 
 from __future__ import annotations
 
@@ -9,9 +9,11 @@ import pytest
 import torch
 
 import gprune
-from gprune import GPrune, VisualTokens, checks, make, methods
-from gprune.ask.answers import answer, load_model
-from gprune.evaluation.bench import clustered
+from gprune import GPrune, VisualTokens, make, methods
+from gprune.ask.answers import answer
+from gprune.ask.loading import load_model
+from gprune.device import raise_pending
+from gprune.evaluation.bench import clustered_features
 from gprune.tinyvlm.scenes import make_scene
 from tests.hf.batches import make_batch
 from tests.hf.models import SPECIMENS
@@ -29,7 +31,7 @@ FAMILIES = [
 
 
 def group(x: torch.Tensor) -> VisualTokens:
-    """Tokens with everything that a method may read."""
+    """Returns tokens with every signal that a method may read."""
     return VisualTokens(
         x,
         grid=(24, len(x) // 24),
@@ -43,14 +45,14 @@ def group(x: torch.Tensor) -> VisualTokens:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("name", GROUPS)
 def test_selects_as_on_the_cpu(device, name, dtype):
-    x = clustered(576, 256).to(dtype)
+    x = clustered_features(576, 256).to(dtype)
     pruner = make(name, keep=0.36)
     assert torch.equal(pruner.select(group(x.to(device))).cpu(), pruner.select(group(x)))
 
 
 @pytest.mark.parametrize("name", GROUPS)
-def test_selects_without_a_stall(cuda, name):
-    tokens, pruner = group(clustered(576, 256).to(cuda)), make(name, keep=0.36)
+def test_selects_without_synchronising(cuda, name):
+    tokens, pruner = group(clustered_features(576, 256).to(cuda)), make(name, keep=0.36)
     pruner.select(tokens)
     torch.cuda.set_sync_debug_mode("error")
     try:
@@ -65,12 +67,12 @@ def test_kernels_select_as_the_torch_form(cuda, counts, dtype):
     images = [[group_of(count, cuda, dtype)] for count in counts]
     plain = GPrune(0.36).reduce_images(images)
     ours = GPrune(0.36, backend="triton").reduce_images(images)
-    for [(expected, _)], [(kept, _)] in zip(plain, ours, strict=True):
-        assert torch.equal(kept, expected)
+    for [expected], [reduction] in zip(plain, ours, strict=True):
+        assert torch.equal(reduction.kept, expected.kept)
 
 
 def group_of(count: int, device: torch.device, dtype: torch.dtype) -> VisualTokens:
-    return VisualTokens(clustered(count, 1024, seed=count).to(device, dtype))
+    return VisualTokens(clustered_features(count, 1024, seed=count).to(device, dtype))
 
 
 @pytest.mark.parametrize("images", [[1], [2, 0, 1]])
@@ -82,14 +84,14 @@ def group_of(count: int, device: torch.device, dtype: torch.dtype) -> VisualToke
     ],
 )
 def test_prefill_as_on_the_cpu(device, name, method, images):
-    """Where the CPU was compared with a model at full length whose dropped tokens are masked."""
+    """The CPU itself is compared with a masked full-length model in tests/hf."""
     specimen, pruner = SPECIMENS[name], make(method, keep=0.3)
     model = specimen.build()
     inputs = make_batch(specimen, model, images).inputs
     results = []
-    for place in (torch.device("cpu"), device):
-        with torch.no_grad(), pruner(model.to(place)) as pruned:
-            logits = model(**moved(inputs, place)).logits
+    for target in (torch.device("cpu"), device):
+        with torch.no_grad(), pruner(model.to(target)) as pruned:
+            logits = model(**moved(inputs, target)).logits
         results.append((logits.cpu(), pruned.kept_mask.cpu()))
     (expected, mask), (logits, other) = results
     assert torch.equal(other, mask)
@@ -103,7 +105,7 @@ def moved(inputs: dict[str, Any], device: torch.device) -> dict[str, Any]:
     }
 
 
-def test_a_prefill_does_not_stall(cuda, recwarn):
+def test_a_prefill_does_not_synchronise(cuda, recwarn):
     specimen, pruner = SPECIMENS["llava"], GPrune(keep=0.3)
     model = specimen.build()
     inputs = moved(make_batch(specimen, model, [1]).inputs, cuda)
@@ -123,9 +125,9 @@ def test_a_prefill_does_not_stall(cuda, recwarn):
 @pytest.mark.parametrize("method", ["gprune", "graph_cover", "weighted_cover", "fastv"])
 def test_the_tiny_model_answers_as_on_the_cpu(device, method):
     answers = []
-    for place in ("cpu", str(device)):
-        model, processor = load_model("tinyvlm", place, "float32")
-        told = []
+    for target in ("cpu", str(device)):
+        model, processor = load_model("tinyvlm", target, "float32")
+        own = []
         for index in range(5):
             scene = make_scene("test", 0, index)
             picture = scene.draw()
@@ -133,26 +135,26 @@ def test_the_tiny_model_answers_as_on_the_cpu(device, method):
                 outcome = answer(
                     model, processor, make(method, keep=0.36), [picture], question.question
                 )
-                told.append((outcome.answer_full, outcome.answer_pruned))
-        answers.append(told)
+                own.append((outcome.answer_full, outcome.answer_pruned))
+        answers.append(own)
     assert answers[0] == answers[1]
 
 
 def test_a_long_video_stays_within_two_gigabytes(cuda):
-    tokens = VisualTokens(clustered(32768, 1024).to(cuda))
+    tokens = VisualTokens(clustered_features(32768, 1024).to(cuda))
     torch.cuda.reset_peak_memory_stats(cuda)
     before = torch.cuda.memory_allocated(cuda)
     GPrune(0.25).select(tokens)
     assert torch.cuda.max_memory_allocated(cuda) - before < 2 * 2**30
 
 
-def test_bad_values_are_reported_at_the_latest_when_asked(device):
-    x = clustered(64, 16)
+def test_bad_values_are_reported_by_raise_pending_at_the_latest(device):
+    x = clustered_features(64, 16)
     x[3, 3] = torch.nan
 
     def select() -> None:
         GPrune(0.5).select(VisualTokens(x.to(device)))
-        checks.raise_pending()
+        raise_pending()
 
     with pytest.raises(ValueError, match="NaN or infinite"):
         select()

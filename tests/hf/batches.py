@@ -1,4 +1,4 @@
-"""Batches that stress the hook, and the full-length reference it is held against."""
+"""Batches of images and text, and the full-length references that pruning is compared with."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ GREEDY = {
 
 
 def noise(seed: int, dtype: torch.dtype = torch.float32) -> Noise:
-    """A source of random tensors."""
+    """Returns a source of random tensors."""
     generator = torch.Generator().manual_seed(seed)
     return lambda *shape: torch.randn(*shape, generator=generator).to(dtype)
 
@@ -33,10 +33,10 @@ class Batch:
 
     Attributes:
         specimen: the family.
-        inputs: what the model is called with.
+        inputs: arguments of the model.
         rows: the images of each row.
-        lengths: placeholders of each image.
-        video: the video of a batch of one row.
+        lengths: number of placeholders of each image.
+        video: the video of a batch of one row; else empty.
     """
 
     specimen: Specimen
@@ -47,16 +47,16 @@ class Batch:
 
     @property
     def pixels(self) -> Image:
-        """The part of the inputs that the encoders take."""
+        """The inputs of the encoders."""
         return self.specimen.collate(self.rows) | self.video
 
     @property
     def text(self) -> dict[str, Tensor]:
-        """The inputs without what the encoders take."""
+        """The other inputs."""
         return {name: value for name, value in self.inputs.items() if name not in self.pixels}
 
     def positions(self, model: Any) -> Tensor:
-        """Position ids [..., b, L] as `generate` numbers them, padding apart."""
+        """Returns position ids [..., b, L] as `generate` numbers them, except at padding."""
         ids, mask = self.inputs["input_ids"], self.inputs["attention_mask"]
         if not hasattr(model.base_model, "get_rope_index"):
             return (mask.cumsum(-1) - 1).clamp(min=0) + self.specimen.first_position
@@ -72,7 +72,7 @@ class Batch:
 
 @torch.no_grad()
 def feature_length(specimen: Specimen, model: Any, image: Image) -> int:
-    """How many placeholders an image needs, found by encoding it."""
+    """Encodes an image; returns the number of its placeholders."""
     output = model.base_model.get_image_features(**specimen.collate([[image]]), return_dict=True)
     return sum(len(features) for features in specimen.features(model, output))
 
@@ -84,7 +84,7 @@ def make_batch(
     seed: int = 0,
     dtype: torch.dtype = torch.float32,
 ) -> Batch:
-    """One row for each entry of ``images``, which says how many images the row has."""
+    """Makes a batch with one row for each entry of ``images``, the number of images in the row."""
     generator = torch.Generator().manual_seed(seed + 100)
     pixels = noise(seed, dtype)
 
@@ -112,7 +112,7 @@ def make_batch(
 def finish_batch(
     specimen: Specimen, ids: Tensor, mask: Tensor, rows: list[list[Image]], lengths: list[int]
 ) -> Batch:
-    """Adds what the family's processor adds to ids, mask and images."""
+    """Makes a batch of ids, mask and images, with the family's further inputs."""
     inputs = {"input_ids": ids, "attention_mask": mask}
     inputs |= specimen.collate(rows) | specimen.token_types(ids)
     return Batch(specimen, inputs, rows, lengths)
@@ -120,7 +120,7 @@ def finish_batch(
 
 @torch.no_grad()
 def add_video(specimen: Specimen, model: Any, batch: Batch) -> tuple[Batch, int]:
-    """A batch of one row with a video before its last words, and the video's number of frames."""
+    """Inserts a video before the last words of a batch of one row; returns the number of frames."""
     assert specimen.video is not None
     video, frames = specimen.video(noise(0))
     output = model.base_model.get_video_features(**video, return_dict=True)
@@ -139,39 +139,46 @@ def add_video(specimen: Specimen, model: Any, batch: Batch) -> tuple[Batch, int]
 
 
 @torch.no_grad()
+def forward(model: Any, batch: Batch, **options: Any) -> Any:
+    """Calls the model once with a batch and further arguments."""
+    return model(**batch.inputs, **options)
+
+
+@torch.no_grad()
 def merged_outputs(model: Any, batch: Batch, pruner: Pruner) -> tuple[Any, list[Tensor]]:
-    """What a merging method makes of a batch's images, at full length.
+    """Merges the features of a batch's images as a method does, but keeps their full length.
 
     Returns:
-        the encoder's output with means in the place of kept features, and for each image how many
-        tokens each of its rows stands for, [n].
+        the encoder's output with means in place of kept features, and the member count of each
+        row of each image, [n].
     """
-    adapter = family_of(model)
+    family = family_of(model)
     encoded = model.base_model.get_image_features(**batch.pixels, return_dict=True)
     images, counts = [], []
-    for number, features in enumerate(adapter.features(model, encoded)):
+    for number, features in enumerate(family.features(model, encoded)):
         grid = None
-        if adapter.multimodal_positions:
+        if family.multimodal_positions:
             grid = tuple(
                 (batch.pixels["image_grid_thw"][number] // torch.tensor([1, 2, 2])).tolist()
             )
-        whole, stands = features.clone(), torch.ones(len(features))
-        for group in adapter.groups(model, "image", features, grid):
-            tokens = VisualTokens(features[group.rows], grid=group.grid, kind=group.kind)
-            indices, means = pruner.reduce(tokens)
-            whole[group.rows[indices]] = means
-            (_, members), *_ = pruner.reduce_groups([tokens])
-            for place, index in enumerate(indices.tolist()):
-                stands[group.rows[index]] = sum(into == place for into in members.tolist())
-        images.append(whole)
-        counts.append(stands)
+        full, member_counts = features.clone(), torch.ones(len(features))
+        for group in family.groups(model, "image", features, grid):
+            own = features[group.rows]
+            reduction = pruner.reduce(VisualTokens(own, grid=group.grid, kind=group.kind))
+            assert reduction.members is not None
+            full[group.rows[reduction.kept]] = reduction.features(own)
+            members = reduction.members.tolist()
+            for position, index in enumerate(reduction.kept.tolist()):
+                member_counts[group.rows[index]] = members.count(position)
+        images.append(full)
+        counts.append(member_counts)
     everything = [torch.arange(len(image)) for image in images]
-    return adapter.shorten(encoded, everything, images), counts
+    return family.shorten(encoded, everything, images), counts
 
 
 @torch.no_grad()
 def masked_greedy(model: Any, batch: Batch, kept_mask: Tensor, steps: int) -> tuple[Tensor, Tensor]:
-    """The reference: the full-length model, dropped tokens masked out of every layer, no cache.
+    """Decodes with the full-length model, dropped tokens masked out of every layer, no cache.
 
     Returns:
         tokens [b, steps] and the logits that chose them, [b, steps, vocabulary].
@@ -206,7 +213,7 @@ def masked_greedy(model: Any, batch: Batch, kept_mask: Tensor, steps: int) -> tu
 def shortened_greedy(
     model: Any, batch: Batch, kept_mask: Tensor, steps: int
 ) -> tuple[Tensor, Tensor]:
-    """The reference where masking is not dropping: embeddings of the kept positions, one row.
+    """Decodes from embeddings of the kept positions, where masking differs from dropping; one row.
 
     Returns:
         tokens [1, steps] and the logits that chose them, [1, steps, vocabulary].

@@ -1,4 +1,4 @@
-"""A full-length language model run layer by layer, in which tokens are hidden from some layers."""
+"""Runs a full-length language model layer by layer, with tokens hidden from some layers."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from torch import Tensor
 from tests.hf.batches import Batch
 from tests.hf.models import IMAGE, VIDEO
 
-# Attention weights [b, heads, L, L] of the layer before, or of the one about to run.
-Look = Callable[[bool], Tensor]
-# Given the layer about to run, its input [b, L, d] and a look at attention: which columns are
-# hidden from it and from those after it (bool [b, L]), and the hidden states to go on with.
-Between = Callable[[int, Tensor, Look], tuple[Tensor, Tensor]]
+# Returns attention weights [b, heads, L, L] of the previous layer, or if true of the next one.
+AttentionReader = Callable[[bool], Tensor]
+# Called before each layer with its index, its input [b, L, d] and an attention reader. Returns the
+# columns to hide from this and later layers, bool [b, L], and the layer's input to use instead.
+BeforeLayer = Callable[[int, Tensor, AttentionReader], tuple[Tensor, Tensor]]
 
 
 def embedded(model: Any, batch: Batch) -> Tensor:
-    """What enters the first layer, [b, L, d]."""
+    """Returns the input of the first layer, [b, L, d]."""
     ids = batch.inputs["input_ids"]
     embeds = model.get_input_embeddings()(ids).clone()
     pixels = batch.pixels
@@ -35,26 +35,26 @@ def embedded(model: Any, batch: Batch) -> Tensor:
 
 
 def run(
-    model: Any, embeds: Tensor, real: Tensor, positions: Tensor, between: Between
+    model: Any, embeds: Tensor, real: Tensor, positions: Tensor, before_layer: BeforeLayer
 ) -> tuple[Tensor, list[Tensor]]:
-    """The last layer's output through the head, [b, L, vocabulary], and each layer's attention.
+    """Returns the logits [b, L, vocabulary] and each layer's attention weights.
 
     Args:
-        model: with the eager kernel, whose attention weights can be read.
+        model: with the eager kernel, which returns attention weights.
         embeds: [b, L, d].
         real: false at padding, bool [b, L].
         positions: [..., b, L].
-        between: what happens before each layer.
+        before_layer: called before each layer.
     """
     decoder = model.get_decoder()
     b, length, _ = embeds.shape
     causal = torch.ones(length, length, dtype=torch.bool).tril()
     embeddings = decoder.rotary_emb(embeds, positions)
     hidden, found = embeds, []
-    gone = torch.zeros(b, length, dtype=torch.bool)
+    hidden_columns = torch.zeros(b, length, dtype=torch.bool)
 
-    def through(layer: Any, hidden: Tensor) -> tuple[Tensor, Tensor]:
-        seen = causal & (real & ~gone)[:, None]  # [b, L, L]
+    def run_layer(layer: Any, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        seen = causal & (real & ~hidden_columns)[:, None]  # [b, L, L]
         mask = torch.zeros(b, 1, length, length).masked_fill(~seen[:, None], -1e30)
         weights: list[Tensor] = []
         handle = layer.self_attn.register_forward_hook(
@@ -66,25 +66,25 @@ def run(
 
     for index, layer in enumerate(decoder.layers):
 
-        def look(ahead: bool, layer: Any = layer, hidden: Tensor = hidden) -> Tensor:
-            return through(layer, hidden)[1] if ahead else found[-1]
+        def read_attention(ahead: bool, layer: Any = layer, hidden: Tensor = hidden) -> Tensor:
+            return run_layer(layer, hidden)[1] if ahead else found[-1]
 
-        now, hidden = between(index, hidden, look)
-        gone = gone | now
-        hidden, weights = through(layer, hidden)
+        newly_hidden, hidden = before_layer(index, hidden, read_attention)
+        hidden_columns = hidden_columns | newly_hidden
+        hidden, weights = run_layer(layer, hidden)
         found.append(weights)
     return model.lm_head(decoder.norm(hidden)), found
 
 
 def greedy(
-    model: Any, batch: Batch, steps: int, between: Between
+    model: Any, batch: Batch, steps: int, before_layer: BeforeLayer
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
-    """Tokens [b, steps], the logits that chose them, and the prompt's attention weights."""
+    """Decodes greedily; returns tokens [b, steps], their logits, and the prompt's attention."""
     embeds, real = embedded(model, batch), batch.inputs["attention_mask"].bool()
     positions = batch.positions(model)
     tokens, logits, first = [], [], None
     for _ in range(steps):
-        output, weights = run(model, embeds, real, positions, between)
+        output, weights = run(model, embeds, real, positions, before_layer)
         first = weights if first is None else first
         last = output[:, -1]
         token = last.argmax(-1, keepdim=True)

@@ -1,4 +1,4 @@
-"""Linear layers with 8-bit and 4-bit weights, on the CPU kernels that torch itself has."""
+"""Linear layers with 8-bit and 4-bit weights, on torch's own CPU kernels."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ GROUP = 32  # channels that share a scale at 4 bits
 
 
 class Int8Linear(nn.Module):
-    """Weights in 8 bits with one scale a row; activations as they come."""
+    """A linear layer with 8-bit weights and one scale per row; activations stay as they are."""
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
@@ -24,7 +24,7 @@ class Int8Linear(nn.Module):
 
 
 class Int4Linear(nn.Module):
-    """Weights in 4 bits with a scale and a zero for every `GROUP` channels of a row."""
+    """A linear layer with 4-bit weights; a scale and a zero point for `GROUP` channels of a row."""
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
@@ -34,7 +34,7 @@ class Int4Linear(nn.Module):
         scale = (high - low) / 15
         whole = ((groups - low[..., None]) / scale[..., None]).round().int()
         self.weight = torch._convert_weight_to_int4pack_for_cpu(whole.flatten(1), 1)
-        # The kernel takes 8 as the middle.
+        # The kernel subtracts 8 before it scales.
         self.scale_and_zero = torch.stack([scale, low + 8 * scale], -1).transpose(0, 1).contiguous()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -46,7 +46,7 @@ class Int4Linear(nn.Module):
 
 @torch.no_grad()
 def quantise(model: nn.Module, kind: type[nn.Module]) -> nn.Module:
-    """Replaces every linear layer but the output layer, as quantised checkpoints do."""
+    """Replaces every linear layer except the output layer in place, as checkpoints do."""
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
             if type(child) is nn.Linear and name != "lm_head":

@@ -1,4 +1,4 @@
-"""torch.compile: what is computed stays the same, and what it costs in graph breaks."""
+"""torch.compile: results stay the same; number of graph breaks."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ OPTIONS = {"max_new_tokens": 4, "do_sample": False}
 
 
 def generated(model, batch, compiled) -> tuple[torch.Tensor, int]:
-    """What the model says with one of its modules compiled, and the graph breaks."""
+    """Generates with one module compiled; returns the tokens and the number of graph breaks."""
     torch._dynamo.reset()
     counters.clear()
-    # The tracer alone: what it captures is compared, not what a backend makes of it.
+    # Tests the tracer alone, without a backend.
     compiled.compile(backend="eager")
     try:
         return model.generate(**batch.inputs, **OPTIONS), sum(counters["graph_break"].values())
@@ -29,7 +29,7 @@ def generated(model, batch, compiled) -> tuple[torch.Tensor, int]:
 
 @pytest.mark.parametrize("name", ["llava", "qwen3_vl"])
 def test_compiled_decoder_has_no_more_breaks(name):
-    """The part worth compiling: the hook is outside it."""
+    """The hook is outside the decoder, the part worth compiling."""
     specimen = SPECIMENS[name]
     model = specimen.build()
     batch = make_batch(specimen, model, [1])
@@ -43,8 +43,8 @@ def test_compiled_decoder_has_no_more_breaks(name):
         assert breaks == 0
 
 
-def test_compiled_whole_is_the_same():
-    """The hook is then traced too: more breaks than transformers' own, the same result."""
+def test_a_compiled_model_gives_the_same_result():
+    """The hook is traced too: more breaks than without it, the same result."""
     specimen = SPECIMENS["llava"]
     model = specimen.build()
     batch = make_batch(specimen, model, [1])
@@ -57,10 +57,10 @@ def test_compiled_whole_is_the_same():
 
 
 @pytest.mark.parametrize("pruner", [FastV(0.5), WeightedCover(0.5)], ids=["fastv", "weighted"])
-def test_compiled_layers_are_refused_where_hooks_would_be_passed_by(pruner):
+def test_compiled_layers_are_refused_where_they_bypass_hooks(pruner):
     model = SPECIMENS["llava"].build()
     model.get_decoder().compile(backend="eager")
-    with pytest.raises(UnsupportedModelError, match=r"torch\.compile has made passes it by"):
+    with pytest.raises(UnsupportedModelError, match=r"compiled by torch\.compile bypasses"):
         pruner(model).__enter__()
     model.get_decoder()._compiled_call_impl = None
     with pruner(model):

@@ -1,9 +1,8 @@
-"""Mllama: text attends across to its images; against a full-length model with masked columns."""
+"""Mllama, which cross-attends to images, equals a full-length model with masked columns."""
 
 from __future__ import annotations
 
 import copy
-from contextlib import contextmanager
 
 import pytest
 import torch
@@ -17,107 +16,13 @@ from gprune import (
     VisualTokens,
     kept_count,
 )
-from gprune.hf.cross import CrossPrunedCache
-from tests.hf.batches import GREEDY, STEPS, noise
-from tests.hf.models import BOS, BREAK, IMAGE, PAD, SIDE, mllama
+from gprune.hf.cross_cache import CrossPrunedCache
+from tests.hf.batches import GREEDY, STEPS
+from tests.hf.mllama_batches import PATCHES, TILES, columns, make, masked_greedy
+from tests.hf.models import SIDE, mllama
 
-PATCHES = SIDE * SIDE + 1  # the first is CLS
-TILES = 4
 # For each row of the batch the tiles of each of its images.
 LAYOUTS = [[[2]], [[1], [4]], [[3, 1], [2]], [[1], [], [2, 3]]]
-
-
-def make(rows: list[list[int]], seed: int = 0, dtype=torch.float32) -> dict[str, torch.Tensor]:
-    """A left-padded batch as the processor makes it; words before the image do not see it."""
-    generator = torch.Generator().manual_seed(seed)
-    pixels = noise(seed, dtype)
-    most = max(map(len, rows))
-    ids = []
-    for row in rows:
-        words = torch.randint(4, BREAK, (3 + len(row), 3), generator=generator).tolist()
-        ids.append([BOS, *words[0]] + [token for word in words[3:] for token in [IMAGE, *word]])
-    width = max(map(len, ids))
-    if not most:
-        padded = torch.tensor([[PAD] * (width - len(row)) + row for row in ids])
-        return {"input_ids": padded, "attention_mask": (padded != PAD).long()}
-    across = torch.zeros(len(rows), width, most, TILES, dtype=torch.long)
-    exists = torch.zeros(len(rows), most, TILES, dtype=torch.long)
-    for index, (row, tiles) in enumerate(zip(ids, rows, strict=True)):
-        start = width - len(row)
-        places = [start + place for place, token in enumerate(row) if token == IMAGE]
-        for image, (count, place) in enumerate(zip(tiles, places, strict=True)):
-            across[index, place:, image, :count] = 1
-            exists[index, image, :count] = 1
-    exists[:, :, 0] = 1  # the processor gives a missing image one tile
-    padded = torch.tensor([[PAD] * (width - len(row)) + row for row in ids])
-    shape = (len(rows), most, TILES, 3, 8 * SIDE, 8 * SIDE)
-    return {
-        "input_ids": padded,
-        "attention_mask": (padded != PAD).long(),
-        "pixel_values": pixels(*shape) * exists[..., None, None, None],
-        "aspect_ratio_ids": exists.sum(-1),
-        "aspect_ratio_mask": exists,
-        "cross_attention_mask": across,
-    }
-
-
-def columns(rows: list[list[int]], kept: list[list]) -> torch.Tensor:
-    """Which vision tokens are left, bool [b, images * tiles * patches]."""
-    left = torch.zeros(len(rows), max(map(len, rows)), TILES, PATCHES, dtype=torch.bool)
-    for row, (images, groups) in enumerate(zip(rows, kept, strict=True)):
-        group = iter(groups)
-        for image, tiles in enumerate(images):
-            for tile in range(tiles):
-                chosen = next(group)
-                assert chosen.image == image
-                assert chosen.kind == "tile"
-                assert chosen.grid == (SIDE, SIDE)
-                left[row, image, tile, 0] = True  # CLS
-                left[row, image, tile, 1 + chosen.indices] = True
-        assert next(group, None) is None
-    return left.flatten(1)
-
-
-@contextmanager
-def masked(model, left: torch.Tensor, states: torch.Tensor | None = None):
-    """Masks every other vision token out of every cross-attention layer."""
-
-    def hide(module, args, kwargs):
-        mask = kwargs["attention_mask"]
-        least = torch.finfo(mask.dtype).min
-        kwargs["attention_mask"] = mask.masked_fill(~left[:, None, None], least)
-        if states is not None:
-            kwargs["cross_attention_states"] = states
-        return args, kwargs
-
-    layers = model.model.language_model.layers
-    handles = [
-        layers[index].cross_attn.register_forward_pre_hook(hide, with_kwargs=True)
-        for index in model.config.text_config.cross_attention_layers
-    ]
-    yield
-    for handle in handles:
-        handle.remove()
-
-
-@torch.no_grad()
-def masked_greedy(model, inputs, left, states=None) -> tuple[torch.Tensor, torch.Tensor]:
-    """The full-length reference without cache: tokens [b, STEPS] and their logits."""
-    inputs = dict(inputs)
-    chosen, logits = [], []
-    with masked(model, left, states):
-        for _ in range(STEPS):
-            positions = (inputs["attention_mask"].cumsum(-1) - 1).clamp(min=0)
-            last = model(**inputs, position_ids=positions, use_cache=False).logits[:, -1]
-            token = last.argmax(-1, keepdim=True)
-            chosen.append(token)
-            logits.append(last)
-            inputs["input_ids"] = torch.cat([inputs["input_ids"], token], 1)
-            one = torch.ones_like(token)
-            inputs["attention_mask"] = torch.cat([inputs["attention_mask"], one], 1)
-            across = inputs["cross_attention_mask"]
-            inputs["cross_attention_mask"] = torch.cat([across, across[:, -1:]], 1)
-    return torch.cat(chosen, 1), torch.stack(logits, 1)
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
@@ -166,14 +71,14 @@ def test_equals_the_full_length_model_with_masked_columns(rows, keep, attention)
     tokens, logits = masked_greedy(model, inputs, columns(rows, kept))
     for run in (output, uncached, static):
         assert torch.equal(run.sequences[:, -STEPS:], output.sequences[:, -STEPS:])
-        # A row without images has no full-length reference, see the next test.
+        # Rows without images have no full-length reference, see the next test.
         real = [row for row, images in enumerate(rows) if images]
         assert torch.equal(run.sequences[real, -STEPS:], tokens[real])
         assert torch.stack(run.logits, 1)[real].sub(logits[real]).abs().max() <= 1e-5
 
 
 def test_a_row_without_images_is_as_if_alone():
-    """transformers lets it see the black tiles that fill the batch up; those are pruned."""
+    """transformers lets it see the black tiles that pad the batch; pruning removes them."""
     model = mllama()
     inputs = make([[2], [], [1, 3]])
     with GPrune(0.3)(model) as pruned:
@@ -222,19 +127,19 @@ def test_merged_states_reach_the_language_model():
         for image, tiles in enumerate(images):
             for tile in range(tiles):
                 own = states[row, image, tile, 1:]
-                indices, means = pruner.reduce(VisualTokens(own.clone(), grid=(SIDE, SIDE)))
-                own[indices] = means
+                reduction = pruner.reduce(VisualTokens(own.clone(), grid=(SIDE, SIDE)))
+                own[reduction.kept] = reduction.features(own)
     _, logits = masked_greedy(model, inputs, columns(rows, kept), states.flatten(1, 3))
     assert torch.stack(output.logits, 1).sub(logits).abs().max() <= 1e-5
 
 
 def test_second_turn_with_another_image():
-    """Two turns through one cache equal one full-length call with both turns' drops masked."""
+    """Compares with one full-length call in which the dropped tokens of both turns are masked."""
     model = mllama()
     first, second = make([[2], [1]], seed=1), make([[3], [4]], seed=2)
     old, new = first["cross_attention_mask"], second["cross_attention_mask"]
-    # What sees no image averages over all there are, so in one call the first words, blind in the
-    # first turn, would average over the second turn's image too: here they see the first.
+    # Text that sees no image averages over all images. In one call the first words would average
+    # over the second turn's image too, so here they see the first image.
     old[:] = old[:, -1:].clone()
     bottom = torch.cat([old[:, -1:].expand(-1, new.shape[1], -1, -1), new], 2)
     past = old.shape[1]
@@ -263,8 +168,8 @@ def test_second_turn_with_another_image():
     assert (step.logits[:, -1] - logits[:, 1]).abs().max() <= 1e-5
 
 
-def test_an_image_after_a_whole_one():
-    """The first turn ran outside the block: its cache holds every vision token."""
+def test_an_image_after_an_unpruned_one():
+    """The first turn runs outside the block, so its cache holds every vision token."""
     model = mllama()
     first, second = make([[2]], seed=1), make([[3]], seed=2)
     old, new = first["cross_attention_mask"], second["cross_attention_mask"]
@@ -283,7 +188,7 @@ def test_an_image_after_a_whole_one():
 
 
 def test_a_text_turn_and_a_hand_written_loop():
-    """Ids and cache alone; without a mask all text sees all that is left."""
+    """Passes only ids and cache; without a mask all text sees all kept tokens."""
     model = mllama()
     inputs = make([[3]])
     inputs["cross_attention_mask"][:] = inputs["cross_attention_mask"][:, -1:].clone()
@@ -337,7 +242,7 @@ def test_tiles_of_an_image_can_share_a_budget():
         model(**make([[3]]))
 
 
-def test_batch_mates_do_not_change_what_is_kept():
+def test_other_rows_do_not_change_what_is_kept():
     model = mllama()
     together, alone = make([[3], [2]], seed=4), make([[3]], seed=4)
     alone["pixel_values"] = together["pixel_values"][:1]
@@ -349,7 +254,7 @@ def test_batch_mates_do_not_change_what_is_kept():
 
 
 def test_compact_positions_are_the_original_ones():
-    """Nothing of the sequence goes, so that it has no gaps to close."""
+    """The sequence stays complete, so there are no gaps to close."""
     model, inputs = mllama(), make([[2], [1]])
     logits = []
     for positions in ("original", "compact"):
@@ -402,7 +307,7 @@ def test_callers_inputs_are_not_touched():
     assert all(torch.equal(before[name], value) for name, value in inputs.items())
 
 
-def test_what_does_not_fit_is_refused():
+def test_arguments_of_other_shapes_are_refused():
     model = mllama()
     inputs = make([[2]])
     with GPrune(0.3)(model), torch.no_grad():
@@ -415,7 +320,7 @@ def test_what_does_not_fit_is_refused():
             )
         with pytest.raises(ValueError, match=r"cross_attention_states of shape \[3, 17, 32\]"):
             model(input_ids=inputs["input_ids"], cross_attention_states=torch.ones(3, PATCHES, 32))
-        # transformers' own rolling back of this cache fails with and without pruning.
+        # transformers fails to roll this cache back, with and without pruning.
         with pytest.raises(ValueError, match="would roll the cache back"):
             model.generate(**inputs, max_new_tokens=8, prompt_lookup_num_tokens=3)
     inputs["pixel_values"][:] = torch.inf

@@ -1,4 +1,4 @@
-"""Downsampling: what the untouched model computes for a smaller picture and its shorter prompt."""
+"""Downsampling equals the unpruned model with a smaller image and its shorter prompt."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from hypothesis import strategies as st
 
 from gprune import Downsampling, VisualTokens, kept_count
 from gprune.errors import UnsupportedModelError
+from gprune.layouts import families_with
 from tests.hf.batches import GREEDY, STEPS, add_video, finish_batch, make_batch
 from tests.hf.models import IMAGE, PAD, SIDE, SPECIMENS
 
-FAMILIES = ["llava", "qwen2_vl", "qwen2_5_vl"]
+FAMILIES = families_with("takes_smaller_images")
 LAYOUTS = [[1], [3], [2, 0, 1]]
 PATCH, MERGE = 4, 2  # Qwen's, in the tiny models
 
@@ -32,7 +33,7 @@ def test_raster_meets_the_budget_in_shape(rows, columns, keep):
     assert r * c <= k
     if k == rows * columns:
         assert (r, c) == (rows, columns)
-    if r > 1 and c > 1:  # no side could be one longer at the same shape
+    if r > 1 and c > 1:  # neither side could be longer at the same shape
         assert (r + 1) ** 2 * columns > k * rows
         assert (c + 1) ** 2 * rows > k * columns
 
@@ -40,7 +41,7 @@ def test_raster_meets_the_budget_in_shape(rows, columns, keep):
 @given(rows=st.integers(2, 40), columns=st.integers(2, 40), keep=st.floats(0.1, 0.99))
 @settings(deadline=None)
 def test_raster_is_that_of_qwens_processor(rows, columns, keep):
-    """At a budget of as many pixels, where the processor has no least size."""
+    """Compares at an equal budget of pixels, without the processor's minimum size."""
     from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
 
     k = kept_count(rows * columns, keep)
@@ -48,7 +49,7 @@ def test_raster_is_that_of_qwens_processor(rows, columns, keep):
         return
     height, width = smart_resize(rows * 28, columns * 28, 28, 1, k * 28 * 28)
     r, c = Downsampling(keep).raster(rows, columns)
-    # The processor takes a root in floating point, which can fall just below a whole number.
+    # The processor's root in floating point can be just below a whole number.
     assert abs(r - height // 28) <= 1
     assert abs(c - width // 28) <= 1
     exact = [(r * r * columns) == k * rows, (c * c * rows) == k * columns]
@@ -63,9 +64,9 @@ def smaller_square(image, side):
     }
 
 
-def pixel_by_pixel(patches, high, wide):
-    """A picture out of Qwen's patches, one patch after another."""
-    picture = torch.zeros(6, high * PATCH, wide * PATCH)
+def image_of_patches(patches, high, wide):
+    """Rebuilds an image from Qwen's patches, one patch at a time."""
+    pixels = torch.zeros(6, high * PATCH, wide * PATCH)
     number = 0
     for top in range(0, high, MERGE):
         for left in range(0, wide, MERGE):
@@ -73,40 +74,40 @@ def pixel_by_pixel(patches, high, wide):
                 for x in range(left, left + MERGE):
                     block = patches[number].view(6, PATCH, PATCH)
                     rows = slice(y * PATCH, (y + 1) * PATCH)
-                    picture[:, rows, x * PATCH : (x + 1) * PATCH] = block
+                    pixels[:, rows, x * PATCH : (x + 1) * PATCH] = block
                     number += 1
-    return picture
+    return pixels
 
 
-def patch_by_patch(picture):
-    high, wide = (size // PATCH for size in picture.shape[1:])
+def patches_of_image(pixels):
+    high, wide = (size // PATCH for size in pixels.shape[1:])
     found = []
     for top in range(0, high, MERGE):
         for left in range(0, wide, MERGE):
             for y in range(top, top + MERGE):
                 for x in range(left, left + MERGE):
                     rows = slice(y * PATCH, (y + 1) * PATCH)
-                    found.append(picture[:, rows, x * PATCH : (x + 1) * PATCH].flatten())
+                    found.append(pixels[:, rows, x * PATCH : (x + 1) * PATCH].flatten())
     return torch.stack(found)
 
 
 def smaller_patches(image, pruner):
     _, high, wide = image["image_grid_thw"][0].tolist()
     r, c = pruner.raster(high // MERGE, wide // MERGE)
-    picture = pixel_by_pixel(image["pixel_values"], high, wide)
+    pixels = image_of_patches(image["pixel_values"], high, wide)
     size = (r * MERGE * PATCH, c * MERGE * PATCH)
-    small = F.interpolate(picture[None], size, mode="bicubic", antialias=True)[0]
+    small = F.interpolate(pixels[None], size, mode="bicubic", antialias=True)[0]
     grid = torch.tensor([[1, r * MERGE, c * MERGE]])
-    return {"pixel_values": patch_by_patch(small), "image_grid_thw": grid}
+    return {"pixel_values": patches_of_image(small), "image_grid_thw": grid}
 
 
-def smaller_batch(family, pruner, batch):
-    """The batch that one would make of smaller pictures, with its left padding."""
+def smaller_batch(specimen, pruner, batch):
+    """Returns the batch of the smaller images, left-padded."""
     rows, lengths = [], []
     for row in batch.rows:
         rows.append([])
         for image in row:
-            if family.name == "llava":
+            if specimen.name == "llava":
                 r, c = pruner.raster(SIDE, SIDE)
                 assert r == c
                 rows[-1].append(smaller_square(image, r))
@@ -129,12 +130,12 @@ def smaller_batch(family, pruner, batch):
     width = max(map(len, prompts))
     ids = torch.tensor([[PAD] * (width - len(row)) + row for row in prompts])
     mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in prompts])
-    return finish_batch(family, ids, mask, rows, lengths)
+    return finish_batch(specimen, ids, mask, rows, lengths)
 
 
-def encoded(model, family, batch):
-    """The features of the smaller pictures, encoded without gprune."""
-    options = {"interpolate_pos_encoding": True} if family.name == "llava" else {}
+def encoded(model, specimen, batch):
+    """Encodes the smaller images without gprune; returns the model's inputs."""
+    options = {"interpolate_pos_encoding": True} if specimen.name == "llava" else {}
     output = model.base_model.get_image_features(**batch.pixels, **options, return_dict=True)
     return {**batch.text, "mm_encoder_outputs": {"image": output}}
 
@@ -144,14 +145,14 @@ def encoded(model, family, batch):
 @pytest.mark.parametrize("keep", [0.6, 0.3, 1])
 @pytest.mark.parametrize("images", LAYOUTS)
 @torch.no_grad()
-def test_equals_the_model_given_smaller_pictures(name, images, keep, attention):
-    family = SPECIMENS[name]
-    model = family.build(attention=attention)
-    batch = make_batch(family, model, images, seed=3)
+def test_equals_the_model_given_smaller_images(name, images, keep, attention):
+    specimen = SPECIMENS[name]
+    model = specimen.build(attention=attention)
+    batch = make_batch(specimen, model, images, seed=3)
     pruner = Downsampling(keep)
-    small = smaller_batch(family, pruner, batch)
+    small = smaller_batch(specimen, pruner, batch)
     positions = small.positions(model)
-    inputs = encoded(model, family, small)
+    inputs = encoded(model, specimen, small)
     if name == "llava":
         expected = model.generate(**inputs, **GREEDY)
         tokens = expected.sequences[:, -STEPS:]
@@ -175,7 +176,7 @@ def test_equals_the_model_given_smaller_pictures(name, images, keep, attention):
 
 
 def stepwise(model, batch, inputs, positions):
-    """Greedy decoding without a cache and with given positions."""
+    """Decodes greedily without a cache and with given positions."""
     tokens, logits = [], []
     inputs = dict(inputs)
     for _ in range(STEPS):
@@ -194,9 +195,9 @@ def stepwise(model, batch, inputs, positions):
 @pytest.mark.parametrize("name", FAMILIES)
 @pytest.mark.parametrize("images", [[1], [2, 0, 1]])
 def test_keep_one_is_bit_identical(name, images):
-    family = SPECIMENS[name]
-    model = family.build(torch.bfloat16)
-    batch = make_batch(family, model, images, dtype=torch.bfloat16)
+    specimen = SPECIMENS[name]
+    model = specimen.build(torch.bfloat16)
+    batch = make_batch(specimen, model, images, dtype=torch.bfloat16)
     untouched = model.generate(**batch.inputs, **GREEDY)
     with Downsampling(1.0)(model) as pruned:
         same = model.generate(**batch.inputs, **GREEDY)
@@ -207,9 +208,9 @@ def test_keep_one_is_bit_identical(name, images):
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_beams_and_prompt_lookup(name):
-    family = SPECIMENS[name]
-    model = family.build()
-    batch = make_batch(family, model, [1])
+    specimen = SPECIMENS[name]
+    model = specimen.build()
+    batch = make_batch(specimen, model, [1])
     plain = {"max_new_tokens": 8, "do_sample": False}
     with Downsampling(0.5)(model):
         slow = model.generate(**batch.inputs, **plain)
@@ -221,7 +222,7 @@ def test_beams_and_prompt_lookup(name):
 
 
 def test_llava_with_the_cls_token():
-    """It is no patch: it stays, before the smaller raster."""
+    """CLS is not a patch: it is kept, before the smaller raster."""
     specimen = SPECIMENS["llava"]
     model = specimen.build()
     model.config.vision_feature_select_strategy = "full"
@@ -254,16 +255,16 @@ class TestRefusals:
                 Downsampling(0.5)(model).__enter__()
 
     def test_videos(self):
-        family = SPECIMENS["qwen2_5_vl"]
-        model = family.build()
-        batch, _ = add_video(family, model, make_batch(family, model, [0]))
+        specimen = SPECIMENS["qwen2_5_vl"]
+        model = specimen.build()
+        batch, _ = add_video(specimen, model, make_batch(specimen, model, [0]))
         with Downsampling(0.5)(model), pytest.raises(ValueError, match="has a video"):
             model(**batch.inputs)
 
     def test_features_encoded_before(self):
-        family = SPECIMENS["llava"]
-        model = family.build()
-        batch = make_batch(family, model, [1])
+        specimen = SPECIMENS["llava"]
+        model = specimen.build()
+        batch = make_batch(specimen, model, [1])
         output = model.base_model.get_image_features(**batch.pixels, return_dict=True)
         given = {**batch.text, "mm_encoder_outputs": {"image": output}}
         with Downsampling(0.25)(model), pytest.raises(ValueError, match="pass pixel_values"):

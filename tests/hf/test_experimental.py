@@ -1,4 +1,4 @@
-"""Tier 3: what is proven of the experimental families."""
+"""The experimental families (tier 3)."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ def test_keep_one_is_bit_identical(name, attention, images):
 @pytest.mark.parametrize("images", [[1], [2]])
 @pytest.mark.parametrize("keep", [0.36, 2])
 def test_equals_the_physically_shortened_sequence(name, images, keep):
-    """Batch of one: a model that is given the embeddings of the kept positions alone."""
+    """Compares a batch of one with a model that gets only embeddings of kept positions."""
     specimen = EXPERIMENTAL[name]
-    # Gemma 4 multiplies rounding by more than 10, so it is compared in float64.
+    # Gemma 4 amplifies rounding errors more than tenfold, so it is compared in float64.
     dtype = torch.float64 if name == "gemma4" else torch.float32
     model = specimen.build(dtype)
     batch = make_batch(specimen, model, images, dtype=dtype)
-    # Deepstack features and per-layer inputs do not come with embeddings; these models can mask.
+    # Deepstack features and per-layer inputs cannot be passed as embeddings, but be masked.
     can_mask = ("qwen3_vl_moe", "gemma4", "llama4")
     reference = masked_greedy if name in can_mask else shortened_greedy
     with GPrune(keep=keep)(model) as pruned:
@@ -49,7 +49,7 @@ def test_equals_the_physically_shortened_sequence(name, images, keep):
 
 
 @pytest.mark.parametrize("name", EXPERIMENTAL)
-def test_rows_of_a_batch_are_as_if_alone(name):
+def test_rows_of_a_batch_do_not_change_each_other(name):
     specimen = EXPERIMENTAL[name]
     model = specimen.build()
     batch = make_batch(specimen, model, [1, 2])
@@ -68,7 +68,7 @@ def test_rows_of_a_batch_are_as_if_alone(name):
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 def test_llama4_past_a_chunk(attention):
-    """Chunks count the tokens that are there, as a sliding window does."""
+    """Attention chunks count the remaining tokens, as a sliding window does."""
     specimen = EXPERIMENTAL["llama4"]
     model = specimen.build(attention=attention)
     model.config.text_config.attention_chunk_size = 8
@@ -84,11 +84,11 @@ def test_llama4_past_a_chunk(attention):
     assert torch.stack(output.logits, 1).sub(logits).abs().max() <= 1e-5
     model.config.text_config.attention_chunk_size = 8192
     _, without = shortened_greedy(model, batch, kept_mask, STEPS)
-    assert (logits - without).abs().max() > 1e-3  # chunks do matter here
+    assert (logits - without).abs().max() > 1e-3  # so chunks matter here
 
 
 @pytest.mark.parametrize("pruner", [ToMe(0.4), GraphCover(0.4, merge=True)], ids=["tome", "cover"])
-def test_llama4_cannot_be_given_means(pruner):
+def test_llama4_refuses_methods_that_merge(pruner):
     specimen = EXPERIMENTAL["llama4"]
     model = specimen.build()
     batch = make_batch(specimen, model, [1])

@@ -1,4 +1,4 @@
-"""FlashAttention as transformers calls it, with stand-ins for the kernels that need a GPU."""
+"""FlashAttention as transformers calls it, with CPU stand-ins for its GPU kernels."""
 
 from __future__ import annotations
 
@@ -8,17 +8,16 @@ from torch import Tensor
 from transformers import modeling_flash_attention_utils as flash
 
 from gprune import FastV, GPrune, PyramidDrop, UniformGridPruner
-from gprune.hf.hook import PrunedModel
+from gprune.hf import model as pruned_model
 from tests.hf.batches import GREEDY, STEPS, make_batch, masked_greedy
 from tests.hf.models import SPECIMENS
 
-# Families whose language model takes FlashAttention: those whose prompts see themselves both ways
-# do not.
+# Families that support FlashAttention; it has no bidirectional attention in prompts.
 NAMES = ["llava", "llava_next", "qwen2_5_vl", "qwen3_vl", "idefics3", "mistral3", "aya_vision"]
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, scale: float | None, causal: bool) -> Tensor:
-    """One sequence: q [s, h, d], k and v [t, g, d]; the queries are the last of the keys."""
+    """Attends within one sequence: q [s, h, d], k and v [t, g, d]; queries are the last keys."""
     repeats = q.shape[1] // k.shape[1]
     k, v = k.repeat_interleave(repeats, 1), v.repeat_interleave(repeats, 1)
     scores = torch.einsum("shd,thd->hst", q, k) * (scale or q.shape[-1] ** -0.5)
@@ -45,7 +44,7 @@ def flash_varlen_fn(
     softmax_scale=None,
     causal=False,
 ):
-    assert cu_seqlens_q.dtype == cu_seqlens_k.dtype == torch.int32  # the kernels take no other
+    assert cu_seqlens_q.dtype == cu_seqlens_k.dtype == torch.int32  # required by the kernels
     assert cu_seqlens_q[-1] == len(q)
     assert cu_seqlens_k[-1] == len(k)
     lengths = [ends.diff().tolist() for ends in (cu_seqlens_q, cu_seqlens_k, cu_seqlens_k)]
@@ -111,7 +110,7 @@ def test_layers_of_different_lengths(kernels, name, images, pruner):
 
 
 def second_turns(model) -> Tensor:
-    """The last logits after a picture in a later turn: more keys than queries."""
+    """Returns the last logits of a later turn with an image, with more keys than queries."""
     first, second = (make_batch(SPECIMENS["llava"], model, [1], seed=seed) for seed in (1, 2))
     mask = torch.cat([batch.inputs["attention_mask"] for batch in (first, second)], 1)
     with UniformGridPruner(keep=0.3)(model), torch.no_grad():
@@ -125,14 +124,14 @@ def test_second_turn(kernels):
     assert (second_turns(with_flash(build())) - second_turns(build())).abs().max() <= 1e-5
 
 
-def test_without_the_arguments_it_would_be_wrong(kernels, monkeypatch):
-    """The pitfall is real: gaps in position ids are taken for the seams of packed sequences."""
-    monkeypatch.setattr(PrunedModel, "_mark_as_one_sequence", lambda *args: None)
+def test_the_sequence_arguments_are_needed(kernels, monkeypatch):
+    """Without them gaps in position ids are read as boundaries of packed sequences."""
+    monkeypatch.setattr(pruned_model, "mark_as_one_sequence", lambda *args: None)
     with pytest.raises(AssertionError, match=r"cu_seqlens|len|max"):
         second_turns(with_flash(SPECIMENS["llava"].build()))
 
 
-def test_later_pictures_before_sliding_windows_are_refused(kernels):
+def test_later_images_with_sliding_windows_are_refused(kernels):
     specimen = SPECIMENS["aya_vision"]
     model = with_flash(specimen.build())
     first, second = (make_batch(specimen, model, [1], seed=seed) for seed in (1, 2))

@@ -1,9 +1,8 @@
-"""What methods read of the vision encoder and of the question, against the eager model's own."""
+"""Signals of the vision encoder and the question equal those of the eager model."""
 
 from __future__ import annotations
 
 import dataclasses
-import functools
 import sys
 from dataclasses import dataclass
 from typing import ClassVar
@@ -14,53 +13,19 @@ import transformers as tf
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 import gprune
-from gprune import (
-    SCOPE,
-    TRIM,
-    CDPruner,
-    GPrune,
-    TextCover,
-    UnsupportedModelError,
-    VisionZip,
-)
-from gprune.hf import CLIPTextTower
-from gprune.hf.signals import FUSED, PROJECTED, feature_layer
+from gprune import SCOPE, TRIM, CDPruner, GPrune, UnsupportedModelError, VisionZip
+from gprune.hf.encoder_attention import FUSED, PROJECTED
+from gprune.hf.signals import feature_layer
 from gprune.layouts import family_of, has_cls
 from gprune.pruners.base import ScorePruner
-from gprune.tinyvlm.vocabulary import build_tokenizer
 from tests.hf.batches import GREEDY, Batch, add_video, make_batch
-from tests.hf.models import EXPERIMENTAL, IMAGE, SIDE, SMALL, SPECIMENS, VIDEO, builder
-
-SIGLIP = dataclasses.replace(
-    SPECIMENS["llava_onevision"],
-    name="llava_onevision_siglip",
-    build=builder(
-        "LlavaOnevisionForConditionalGeneration",
-        "LlavaOnevisionConfig",
-        vision_config=lambda: tf.SiglipVisionConfig(
-            **SMALL, image_size=8 * SIDE, patch_size=8, vision_use_head=False
-        ),
-        text_config=lambda: SPECIMENS["llava"].build().config.text_config,
-        image_token_index=IMAGE,
-        video_token_index=VIDEO,
-        vision_feature_layer=-1,
-        vision_feature_select_strategy="full",
-        image_grid_pinpoints=SPECIMENS["llava_next"].build().config.image_grid_pinpoints,
-    ),
-)
-SEEN = {
-    specimen.name: specimen
-    for specimen in (SIGLIP, *SPECIMENS.values(), EXPERIMENTAL["qwen3_vl_moe"])
-    if specimen.name not in ("mistral3", "pixtral")  # whose attention is not computed again
-}
-CORE = ("llava", "llava_next", "llava_onevision_siglip", "qwen2_5_vl", "internvl")
-# In transformers' own classes, which learn of two canvases only in their config.
-UNSCALED = "anyres_max_9"
+from tests.hf.models import IMAGE, SPECIMENS, VIDEO
+from tests.hf.signal_specimens import CORE, SEEN, build
 
 
 @dataclass(frozen=True)
 class Watch(ScorePruner):
-    """Keeps what it is shown, to look at it."""
+    """Records the tokens that it gets."""
 
     name: ClassVar[str] = "watch"
     signals: ClassVar[tuple[str, ...]] = ("attention", "object_attention", "keys", "text")
@@ -77,19 +42,6 @@ class WatchMean(Watch):
     signals: ClassVar[tuple[str, ...]] = ("mean_attention",)
 
 
-@functools.cache
-def built(name, attention):
-    model = SEEN[name].build(attention=attention)
-    if hasattr(model.config, "vision_aspect_ratio"):
-        model.config.vision_aspect_ratio = UNSCALED  # a scaled canvas mixes patches unevenly
-    return model
-
-
-def build(specimen, attention="sdpa"):
-    """One model of a kind for all tests, none of which changes it."""
-    return built(specimen.name, attention)
-
-
 def vision_layers(model):
     tower = family_of(model).tower(model)
     return [m for m in tower.modules() if type(m).__name__ in PROJECTED + FUSED]
@@ -101,7 +53,7 @@ def specimen(request):
 
 
 def eager_weights(model, monkeypatch, encode):
-    """Weights [heads, q, n] that the eager kernel returned, by attention module."""
+    """Returns the eager kernel's weights [heads, q, n] of each attention module."""
     layers = vision_layers(model)
     code = sys.modules[type(layers[0]).__module__]
     kernel = code.eager_attention_forward
@@ -119,7 +71,7 @@ def eager_weights(model, monkeypatch, encode):
 
 
 def sources(model, modality, pixels):
-    """For each image, which patches each token is made of, bool [n, all patches]: by gradients."""
+    """Finds by gradients which patches each token is made of, bool [n, all patches] per image."""
     family = family_of(model)
     tower, layers = family.tower(model), vision_layers(model)
     config = getattr(tower, "config", None)
@@ -150,26 +102,26 @@ def sources(model, modality, pixels):
     for features in family.features(model, output):
         rows = []
         for token in features:
-            weight = torch.linspace(1, 2, len(token))  # a plain sum is blind behind a norm
+            weight = torch.linspace(1, 2, len(token))  # a plain sum has no gradient behind a norm
             (grad,) = torch.autograd.grad(
                 (token * weight).sum(), leaves, retain_graph=True, allow_unused=True
             )
             rows.append(torch.zeros_like(leaves[0]) if grad is None else grad)
         moved = torch.stack(rows).abs().sum(-1).flatten(1)
-        # What is left of a zero by rounding is no source.
+        # Gradients that are zero up to rounding are no sources.
         found.append(moved > 1e-6 * moved.amax(1, keepdim=True).clamp(min=1e-12))
     return found
 
 
 def received(weights, cls):
-    """Attention of each patch, flat, out of eager weights [heads, q, n] of spans."""
+    """Returns the attention that each patch receives, [patches], from weights of spans."""
     if cls:
         return torch.cat([span[:, 0].mean(0) for span in weights])
     return torch.cat([span.mean((0, 1)) for span in weights])
 
 
 def expected_of(values, images):
-    """Per token the mean over its patches, [tokens of all groups]; newlines have no patches."""
+    """Returns each token's mean over its patches, [tokens of all groups], without newlines."""
     return torch.cat(
         [(image.float() @ values / image.sum(1).clamp(min=1))[image.any(1)] for image in images]
     )
@@ -195,7 +147,7 @@ def check_against_eager(specimen, inputs_of, modality, monkeypatch):
         want = expected_of(values, images)
         assert got.shape == want.shape
         assert (got - want).abs().max() <= 1e-5
-        assert got.std() > 1e-4  # the test would pass on anything if all were alike
+        assert got.std() > 1e-4  # equal values would pass by chance
 
     chosen = every[feature_layer(eager.config, len(every))]
     middle = received(every[round(0.5 * len(every)) - 1], False)
@@ -229,7 +181,7 @@ def test_attention_of_videos_is_that_of_the_eager_model(name, monkeypatch):
 
 
 def test_attention_is_output_attentions():
-    """The same through transformers' own argument, for an encoder that has it."""
+    """Compares with transformers' own argument, for an encoder that has it."""
     model = build(SEEN["llava"], "eager")
     batch = make_batch(SEEN["llava"], model, [1, 1])
     with torch.no_grad():
@@ -268,7 +220,7 @@ def test_keys_are_those_of_the_layer():
 @pytest.mark.parametrize("beams", [1, 3])
 @pytest.mark.parametrize("name", [*CORE, "vipllava", "idefics3", "glm4v"])
 def test_every_image_has_its_own_attention_and_question(name, beams):
-    """In a left-padded batch, with beams, through `generate`, as alone."""
+    """Compares a left-padded batch with beams, through `generate`, with single rows."""
     specimen = SEEN[name]
     model = build(specimen)
     layout = [2, 0, 1] if specimen.beams or beams == 1 else [1, 0, 1]
@@ -332,21 +284,21 @@ def test_keep_one_is_bit_identical_and_nothing_is_left(name, method):
     kernel = model.config._attn_implementation
     with torch.no_grad():
         plain = model(**batch.inputs).logits
-        said = model.generate(**batch.inputs, **GREEDY)
-        before = hooks_of(model)  # transformers has its own, from the first call on
+        expected = model.generate(**batch.inputs, **GREEDY)
+        before = hooks_of(model)  # transformers registers its own at the first call
         with gprune.make(method, keep=1.0)(model):
             assert torch.equal(model(**batch.inputs).logits, plain)
-            again = model.generate(**batch.inputs, **GREEDY)
+            actual = model.generate(**batch.inputs, **GREEDY)
             assert model.config._attn_implementation == kernel
-    assert torch.equal(again.sequences, said.sequences)
-    assert all(map(torch.equal, again.logits, said.logits))
+    assert torch.equal(actual.sequences, expected.sequences)
+    assert all(map(torch.equal, actual.logits, expected.logits))
     assert hooks_of(model) == before
     assert not {"get_image_features", "get_video_features"} & vars(model.base_model).keys()
 
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("name", CORE)
-def test_a_row_is_pruned_as_alone(name, method):
+def test_a_row_is_pruned_as_if_alone(name, method):
     specimen = SEEN[name]
     model = build(specimen)
     if not serves(model, method):
@@ -371,17 +323,17 @@ def test_a_row_is_pruned_as_alone(name, method):
             assert (last - logits[row]).abs().max() <= 1e-4
 
 
-def test_nothing_is_watched_where_features_do():
+def test_nothing_is_hooked_for_methods_that_read_features():
     model = build(SEEN["llava"])
     with GPrune(0.5)(model):
         assert "get_image_features" not in vars(model.base_model)
         assert not any(m._forward_pre_hooks for m in family_of(model).tower(model).modules())
-    with CDPruner(0.5)(model):  # the question alone
+    with CDPruner(0.5)(model):  # which reads only the question
         assert "get_image_features" not in vars(model.base_model)
 
 
 @pytest.mark.parametrize("name", ["llava_onevision_siglip", "qwen2_5_vl"])
-def test_no_cls_token_is_said(name):
+def test_an_encoder_without_cls_token_is_refused(name):
     with (
         pytest.raises(UnsupportedModelError, match="has no CLS token"),
         SCOPE(0.5)(build(SEEN[name])),
@@ -389,16 +341,16 @@ def test_no_cls_token_is_said(name):
         pass
 
 
-def test_an_encoder_that_is_not_understood_is_said():
+def test_an_unknown_encoder_is_refused():
     model = SPECIMENS["pixtral"].build()
     with (
-        pytest.raises(UnsupportedModelError, match="cannot be computed again"),
+        pytest.raises(UnsupportedModelError, match="cannot be recomputed"),
         VisionZip(0.5)(model),
     ):
         pass
 
 
-def test_encoded_elsewhere_is_said():
+def test_features_encoded_outside_are_refused():
     model = build(SEEN["llava"])
     batch = make_batch(SEEN["llava"], model, [1])
     with torch.no_grad():
@@ -411,7 +363,7 @@ def test_encoded_elsewhere_is_said():
 
 
 def test_one_image_two_questions():
-    """The same features in two rows are chosen from twice, for each question."""
+    """The same features in two rows are pruned twice, once for each question."""
     model = build(SEEN["llava"])
     batch = make_batch(SEEN["llava"], model, [1, 1])
     with torch.no_grad():
@@ -422,64 +374,3 @@ def test_one_image_two_questions():
         model(**batch.text, mm_encoder_outputs={"image": output})
     first, second = (row[0].indices.tolist() for row in pruned.kept)
     assert first != second
-
-
-@pytest.fixture(scope="module")
-def clip():
-    """A random CLIP whose vision half fits the specimens', and the words of the tiny VLM."""
-    torch.manual_seed(0)
-    words = build_tokenizer()
-    config = tf.CLIPConfig(
-        text_config={
-            **SMALL,
-            "vocab_size": len(words),
-            "max_position_embeddings": 8,
-            "bos_token_id": words.bos_token_id,
-            "eos_token_id": words.eos_token_id,
-        },
-        vision_config={**SMALL, "image_size": 8 * SIDE, "patch_size": 8},
-        projection_dim=12,
-    )
-    return tf.CLIPModel(config).eval(), words
-
-
-@pytest.mark.parametrize("method", [TRIM, CDPruner, TextCover])
-def test_text_tower(clip, method, monkeypatch):
-    """Tokens and question meet in CLIP's space; a prompt longer than CLIP takes comes in parts."""
-    model = build(SEEN["llava_next"])
-    batch = make_batch(SEEN["llava_next"], model, [1, 2])
-    shown = []
-    original = method.choose
-    monkeypatch.setattr(
-        method, "choose", lambda self, tokens, k: shown.append(tokens) or original(self, tokens, k)
-    )
-    partition = method.partition
-    monkeypatch.setattr(
-        method,
-        "partition",
-        lambda self, tokens, k: shown.append(tokens) or partition(self, tokens, k),
-    )
-    tower = CLIPTextTower(*clip, clip[1])
-    with method(0.5, text_tower=tower)(model) as pruned, torch.no_grad():
-        model(**batch.inputs)
-    assert [len(groups) for groups in pruned.kept] == [2, 4]
-    with torch.no_grad():
-        pixels = batch.pixels["pixel_values"][0][:1]  # the first image's thumbnail
-        hidden = model.model.vision_tower(pixels, output_hidden_states=True).hidden_states[-1]
-        seen = clip[0].visual_projection(clip[0].vision_model.post_layernorm(hidden[:, 1:]))
-    assert torch.allclose(shown[0].aligned, seen[0], atol=1e-5)
-    ids = batch.inputs["input_ids"][0]
-    ids = ids[batch.inputs["attention_mask"][0].bool() & (ids != IMAGE)]
-    words = clip[1].decode(ids, skip_special_tokens=True)
-    count = len(clip[1](words, add_special_tokens=False)["input_ids"])
-    assert shown[0].text.shape == (-(-count // 6), 12)
-    assert not torch.equal(shown[0].text, shown[-1].text)
-
-
-def test_text_tower_of_another_encoder(clip):
-    tower = CLIPTextTower(*clip, clip[1])
-    with (
-        pytest.raises(UnsupportedModelError, match="siglip_vision_model"),
-        TRIM(0.5, text_tower=tower)(build(SIGLIP)),
-    ):
-        pass

@@ -1,4 +1,4 @@
-"""Kept tokens that count for several: against a full-length model whose mask adds logarithms."""
+"""Weighted keys equal a full-length model whose mask adds the logarithms of member counts."""
 
 from __future__ import annotations
 
@@ -11,32 +11,34 @@ from transformers import DynamicCache, StaticCache
 
 from gprune import GraphCover, WeightedCover, WeightedGPrune
 from gprune.errors import UnsupportedModelError
-from gprune.hf.weighted import FAMILIES, causal, require_interpreted, weighted
-from gprune.layouts import Group
-from gprune.pruners.base import standing_for
+from gprune.hf.weighted import biased_mask, causal_mask, require_interpreted
+from gprune.layouts import families_with
+from gprune.pruners.image import assemble
+from gprune.pruners.reduction import Reduction
 from gprune.serving.settings import served_methods
+from gprune.tokens import Group
 from tests.hf.batches import GREEDY, STEPS, make_batch, merged_outputs
 from tests.hf.models import IMAGE, SPECIMENS
 
 LAYOUTS = [[1], [2, 0, 1]]
 
 
-# Pixtral comes in LLaVA's class.
-@pytest.fixture(scope="module", params=[*FAMILIES, "pixtral"])
-def family(request):
+# Pixtral uses LLaVA's class.
+@pytest.fixture(scope="module", params=[*families_with("takes_weights"), "pixtral"])
+def specimen(request):
     return SPECIMENS[request.param]
 
 
 @pytest.fixture(scope="module")
-def model(family):
-    return family.build()
+def model(specimen):
+    return specimen.build()
 
 
 @torch.no_grad()
 def full_length(model, batch, kept_mask, pruner, steps):
-    """Greedy decoding of the full-length model, without a cache and without a hook.
+    """Decodes greedily with the full-length model, without a cache and without hooks.
 
-    Its 4-D mask hides what was dropped and adds the logarithm of what each key stands for.
+    Its 4-D mask hides dropped tokens and adds the logarithm of each key's member count.
     """
     ids = batch.inputs["input_ids"]
     outputs, counts = merged_outputs(model, batch, pruner)
@@ -71,10 +73,10 @@ def full_length(model, batch, kept_mask, pruner, steps):
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("keep", [0.36, 2])
 @pytest.mark.parametrize("images", LAYOUTS)
-def test_equals_the_full_length_model_with_weighted_keys(family, images, keep, attention):
-    model = family.build(attention=attention)
-    batch = make_batch(family, model, images, seed=3)
-    pruner = WeightedCover(keep, place=0)  # the reference does not know every family's grids
+def test_equals_the_full_length_model_with_weighted_keys(specimen, images, keep, attention):
+    model = specimen.build(attention=attention)
+    batch = make_batch(specimen, model, images, seed=3)
+    pruner = WeightedCover(keep, place=0)  # the reference does not compute every family's grids
     with pruner(model) as pruned:
         output = model.generate(**batch.inputs, **GREEDY)
         kept_mask = pruned.kept_mask
@@ -84,12 +86,12 @@ def test_equals_the_full_length_model_with_weighted_keys(family, images, keep, a
     assert torch.stack(output.logits, 1).sub(logits).abs().max() <= 1e-5
     with GraphCover(keep, place=0, merge=True)(model):
         unweighted = model.generate(**batch.inputs, **GREEDY)
-    assert (unweighted.logits[0] - output.logits[0]).abs().max() > 1e-4  # else nothing was tested
+    assert (unweighted.logits[0] - output.logits[0]).abs().max() > 1e-4  # or nothing was tested
 
 
 @pytest.mark.parametrize("images", LAYOUTS)
-def test_without_cache_and_with_a_static_one_is_the_same(family, model, images):
-    batch = make_batch(family, model, images, seed=2)
+def test_without_cache_and_with_a_static_one_is_the_same(specimen, model, images):
+    batch = make_batch(specimen, model, images, seed=2)
     with WeightedCover(0.3)(model):
         cached = model.generate(**batch.inputs, **GREEDY)
         others = [
@@ -102,8 +104,8 @@ def test_without_cache_and_with_a_static_one_is_the_same(family, model, images):
             assert (one - two).abs().max() <= 1e-5
 
 
-def test_beams_equal_their_own_runs_without_cache(family, model):
-    batch = make_batch(family, model, [1, 1] if family.beams else [1], seed=4)
+def test_beams_equal_their_own_runs_without_cache(specimen, model):
+    batch = make_batch(specimen, model, [1, 1] if specimen.beams else [1], seed=4)
     options = {"num_beams": 3, "num_return_sequences": 3, "max_new_tokens": STEPS}
     with WeightedCover(0.3)(model):
         cached = model.generate(**batch.inputs, **options)
@@ -111,8 +113,8 @@ def test_beams_equal_their_own_runs_without_cache(family, model):
     assert torch.equal(cached, uncached)
 
 
-def test_nothing_dropped_changes_nothing(family, model):
-    batch = make_batch(family, model, [2, 1])
+def test_keep_one_changes_nothing(specimen, model):
+    batch = make_batch(specimen, model, [2, 1])
     with torch.no_grad():
         untouched = model(**batch.inputs).logits
         with WeightedCover(1.0)(model):
@@ -125,11 +127,11 @@ def test_nothing_dropped_changes_nothing(family, model):
 
 
 @pytest.mark.parametrize("name", ["llava", "qwen2_5_vl"])
-def test_a_second_turn_still_weighs_what_came_before(name):
-    """Text after a pruned prefill, token by token and at once; copies of the cache; a crop."""
-    family = SPECIMENS[name]
-    model = family.build()
-    batch = make_batch(family, model, [1], seed=1)
+def test_a_second_turn_still_weighs_earlier_keys(name):
+    """Adds text token by token and at once, with a copied cache and a crop."""
+    specimen = SPECIMENS[name]
+    model = specimen.build()
+    batch = make_batch(specimen, model, [1], seed=1)
     more = torch.randint(4, 9, (1, 5), generator=torch.Generator().manual_seed(0))
     pruner = WeightedCover(0.3)
 
@@ -154,19 +156,19 @@ def test_a_second_turn_still_weighs_what_came_before(name):
         **batch.inputs,
         "input_ids": ids,
         "attention_mask": torch.ones_like(ids),
-        **family.token_types(ids),
+        **specimen.token_types(ids),
     }
     seen = torch.cat([kept_mask, torch.ones_like(more, dtype=torch.bool)], 1)
     _, logits = full_length(model, longer, seen, pruner, 1)
     assert (at_once - logits[:, 0]).abs().max() <= 1e-5
 
 
-def test_keys_weigh_as_if_they_occurred_so_often():
+def test_a_weighted_key_equals_repeated_keys():
     generator = torch.Generator().manual_seed(0)
     queries, keys, values = torch.randn(3, 2, 4, 9, 8, generator=generator)
     counts = torch.tensor([[3, 1, 1, 5, 2, 1, 1, 1, 1], [1, 1, 4, 1, 1, 2, 1, 1, 7]])
     mask = torch.ones(9, 9, dtype=torch.bool)[None, None]
-    made = weighted(mask, counts.log(), torch.float32)
+    made = biased_mask(mask, counts.log(), torch.float32)
     found = scaled_dot_product_attention(queries, keys, values, attn_mask=made)
     for row, own in enumerate(counts):
         often = [x[row].repeat_interleave(own, 1) for x in (keys, values)]
@@ -174,25 +176,26 @@ def test_keys_weigh_as_if_they_occurred_so_often():
         assert torch.allclose(found[row], expected, atol=1e-6)
 
 
-def test_masks_of_every_kind_become_one():
+def test_biased_masks():
     bias = torch.tensor([[0.0, 1.0, 2.0, 0.0]])
-    left_out = weighted(causal(bias, 2, None), bias, torch.float32)[0, 0]
+    omitted = biased_mask(causal_mask(bias, 2, None), bias, torch.float32)[0, 0]
     least = torch.finfo(torch.float32).min
-    assert left_out[0].tolist() == [0, 1, 2, least]
-    assert left_out[1].tolist() == [0, 1, 2, 0]
+    assert omitted[0].tolist() == [0, 1, 2, least]
+    assert omitted[1].tolist() == [0, 1, 2, 0]
     static = torch.tensor([[[[True, True, True, True, False, False]]]])
-    assert weighted(static, bias, torch.float32)[0, 0].tolist() == [[0, 1, 2, 0, least, least]]
+    assert biased_mask(static, bias, torch.float32)[0, 0].tolist() == [[0, 1, 2, 0, least, least]]
     additive = torch.tensor([[[[0.0, 0.0, -3.0, 0.0]]]])
-    assert weighted(additive, bias, torch.float32)[0, 0].tolist() == [[0, 1, -1, 0]]
-    assert weighted(static, bias, torch.bfloat16).dtype == torch.bfloat16
+    assert biased_mask(additive, bias, torch.float32)[0, 0].tolist() == [[0, 1, -1, 0]]
+    assert biased_mask(static, bias, torch.bfloat16).dtype == torch.bfloat16
 
 
-def test_what_a_token_stands_for():
+def test_member_counts():
     kept = torch.tensor([1, 4])
-    assert standing_for(kept, torch.tensor([0, 0, 1, -1, 1, 1])).tolist() == [2, 3]
-    assert standing_for(kept, None).tolist() == [1, 1]
-    with pytest.raises(ValueError, match="members are weights"):
-        standing_for(kept, torch.ones(2, 6))
+    members = torch.tensor([0, 0, 1, -1, 1, 1])
+    assert Reduction(kept, members).member_counts().tolist() == [2, 3]
+    assert Reduction(kept).member_counts().tolist() == [1, 1]
+    with pytest.raises(ValueError, match="tokens merged by weights or appended"):
+        Reduction(kept, weights=torch.ones(2, 6)).member_counts()
 
 
 @pytest.mark.parametrize("name", ["gemma3", "aya_vision", "paligemma"])
@@ -215,21 +218,19 @@ def test_attention_without_a_mask_is_refused(model):
         config._attn_implementation_internal = before
 
 
-def test_numbers_in_half_precision():
-    """Whole ones beyond 256, which bf16 has no room for."""
-    model = SPECIMENS["llava"].build(dtype=torch.bfloat16)
+def test_member_counts_with_bfloat16_features():
+    """Counts above 256 are not representable in bfloat16."""
     group = Group(torch.arange(301), None, "image")
-    everything = torch.zeros(301, dtype=torch.long)  # goes into the first kept one
-    with WeightedCover(1)(model) as pruned:
-        features = torch.ones(301, 4, dtype=torch.bfloat16)
-        choice = pruned._chosen(features, [group], [(torch.tensor([0]), everything)])
-    assert choice.stands.tolist() == [301] + [1] * 300
+    all_in_first = Reduction(torch.tensor([0]), torch.zeros(301, dtype=torch.long))
+    features = torch.ones(301, 4, dtype=torch.bfloat16)
+    reduced = assemble(features, [group], [all_in_first], proportional=True)
+    assert reduced.member_counts.tolist() == [301] + [1] * 300
 
 
 def test_a_weighted_cache_is_not_continued_without_weights():
-    family = SPECIMENS["llava"]
-    model = family.build()
-    batch = make_batch(family, model, [1])
+    specimen = SPECIMENS["llava"]
+    model = specimen.build()
+    batch = make_batch(specimen, model, [1])
     with WeightedCover(0.5)(model), torch.no_grad():
         cache = model(**batch.inputs).past_key_values
     more = torch.tensor([[5]])
@@ -254,7 +255,7 @@ def test_caches_that_generate_compiles_for_are_refused_on_an_accelerator():
 
 
 def test_it_always_merges_and_is_not_served():
-    with pytest.raises(ValueError, match="merge=False leaves a kept token nothing"):
+    with pytest.raises(ValueError, match="merge=False leaves kept tokens without members"):
         WeightedCover(0.5, merge=False)
     assert "weighted_cover" not in served_methods()
     assert "graph_cover" in served_methods()

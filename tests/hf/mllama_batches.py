@@ -1,0 +1,108 @@
+"""Batches for Mllama, and the full-length reference that pruning is compared with."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+
+import torch
+
+from tests.hf.batches import STEPS, noise
+from tests.hf.models import BOS, BREAK, IMAGE, PAD, SIDE
+
+PATCHES = SIDE * SIDE + 1  # the first is CLS
+
+
+TILES = 4
+
+
+def make(rows: list[list[int]], seed: int = 0, dtype=torch.float32) -> dict[str, torch.Tensor]:
+    """Makes a left-padded batch as the processor does; words before an image do not see it."""
+    generator = torch.Generator().manual_seed(seed)
+    pixels = noise(seed, dtype)
+    most = max(map(len, rows))
+    ids = []
+    for row in rows:
+        words = torch.randint(4, BREAK, (3 + len(row), 3), generator=generator).tolist()
+        ids.append([BOS, *words[0]] + [token for word in words[3:] for token in [IMAGE, *word]])
+    width = max(map(len, ids))
+    if not most:
+        padded = torch.tensor([[PAD] * (width - len(row)) + row for row in ids])
+        return {"input_ids": padded, "attention_mask": (padded != PAD).long()}
+    across = torch.zeros(len(rows), width, most, TILES, dtype=torch.long)
+    exists = torch.zeros(len(rows), most, TILES, dtype=torch.long)
+    for index, (row, tiles) in enumerate(zip(ids, rows, strict=True)):
+        start = width - len(row)
+        places = [start + place for place, token in enumerate(row) if token == IMAGE]
+        for image, (count, place) in enumerate(zip(tiles, places, strict=True)):
+            across[index, place:, image, :count] = 1
+            exists[index, image, :count] = 1
+    exists[:, :, 0] = 1  # the processor gives a missing image one tile
+    padded = torch.tensor([[PAD] * (width - len(row)) + row for row in ids])
+    shape = (len(rows), most, TILES, 3, 8 * SIDE, 8 * SIDE)
+    return {
+        "input_ids": padded,
+        "attention_mask": (padded != PAD).long(),
+        "pixel_values": pixels(*shape) * exists[..., None, None, None],
+        "aspect_ratio_ids": exists.sum(-1),
+        "aspect_ratio_mask": exists,
+        "cross_attention_mask": across,
+    }
+
+
+def columns(rows: list[list[int]], kept: list[list]) -> torch.Tensor:
+    """Returns a mask of the kept vision tokens, bool [b, images * tiles * patches]."""
+    left = torch.zeros(len(rows), max(map(len, rows)), TILES, PATCHES, dtype=torch.bool)
+    for row, (images, groups) in enumerate(zip(rows, kept, strict=True)):
+        group = iter(groups)
+        for image, tiles in enumerate(images):
+            for tile in range(tiles):
+                chosen = next(group)
+                assert chosen.image == image
+                assert chosen.kind == "tile"
+                assert chosen.grid == (SIDE, SIDE)
+                left[row, image, tile, 0] = True  # CLS
+                left[row, image, tile, 1 + chosen.indices] = True
+        assert next(group, None) is None
+    return left.flatten(1)
+
+
+@contextmanager
+def masked(model, left: torch.Tensor, states: torch.Tensor | None = None):
+    """Masks every other vision token out of every cross-attention layer."""
+
+    def hide(module, args, kwargs):
+        mask = kwargs["attention_mask"]
+        least = torch.finfo(mask.dtype).min
+        kwargs["attention_mask"] = mask.masked_fill(~left[:, None, None], least)
+        if states is not None:
+            kwargs["cross_attention_states"] = states
+        return args, kwargs
+
+    layers = model.model.language_model.layers
+    handles = [
+        layers[index].cross_attn.register_forward_pre_hook(hide, with_kwargs=True)
+        for index in model.config.text_config.cross_attention_layers
+    ]
+    yield
+    for handle in handles:
+        handle.remove()
+
+
+@torch.no_grad()
+def masked_greedy(model, inputs, left, states=None) -> tuple[torch.Tensor, torch.Tensor]:
+    """Decodes at full length without a cache; returns tokens [b, STEPS] and their logits."""
+    inputs = dict(inputs)
+    chosen, logits = [], []
+    with masked(model, left, states):
+        for _ in range(STEPS):
+            positions = (inputs["attention_mask"].cumsum(-1) - 1).clamp(min=0)
+            last = model(**inputs, position_ids=positions, use_cache=False).logits[:, -1]
+            token = last.argmax(-1, keepdim=True)
+            chosen.append(token)
+            logits.append(last)
+            inputs["input_ids"] = torch.cat([inputs["input_ids"], token], 1)
+            one = torch.ones_like(token)
+            inputs["attention_mask"] = torch.cat([inputs["attention_mask"], one], 1)
+            across = inputs["cross_attention_mask"]
+            inputs["cross_attention_mask"] = torch.cat([across, across[:, -1:]], 1)
+    return torch.cat(chosen, 1), torch.stack(logits, 1)
