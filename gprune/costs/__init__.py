@@ -1,4 +1,4 @@
-"""What pruning costs and saves: multiply-adds, cache bytes and times."""
+"""Cost with and without pruning: multiply-adds, KV-cache bytes and measured times."""
 
 from gprune.costs.flops import CONVENTIONS, LanguageModelShape, Saving, keep_for, saving
 from gprune.costs.prefill import PrefillTimes, prefill_times

@@ -1,4 +1,4 @@
-"""What one call of ``generate`` costs: times, cache bytes and memory, all measured."""
+"""Measures the times, KV-cache bytes and memory of one call of ``generate``."""
 
 from __future__ import annotations
 
@@ -14,65 +14,66 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gprune.costs.prefill import synchronize
-from gprune.hf.hook import find_cache
+from gprune.costs.clock import synchronize
+from gprune.hf import find_cache
 from gprune.pruners import Pruner
 
 PROCESS = Path("/proc/self")
 
 
 @dataclass
-class Cost:
-    """What answering one batch cost.
+class GenerationCost:
+    """Measured cost of generating the answers of one batch.
 
     Attributes:
-        seconds: all of it.
-        prefill: until the first token: image encoding, selection, language model.
-        method: the selection alone, 0 without pruning.
-        calls: of the model, the prefill among them; one for each token of the longest answer.
-        kv_bytes: of the cache after the prefill, for the whole batch, padding included.
-        memory_before: bytes held at the start: on an accelerator what torch has allocated, on a CPU
-            the process's resident set; None where that cannot be known.
-        memory_peak: the most of them until the end.
+        seconds: wall-clock time of the whole call.
+        prefill: seconds until the first token: image encoding, selection and language model.
+        selection: seconds of the selection alone, 0 without pruning.
+        calls: forward calls of the model, prefill included: one for each token of the longest
+            answer.
+        kv_bytes: bytes of the KV cache after the prefill, for the whole batch, padding included.
+        memory_before: bytes in use at the start: the bytes torch has allocated on an accelerator,
+            the resident set size of the process on a CPU; None if unknown.
+        memory_peak: peak of the same measure until the end; None if unknown.
     """
 
     seconds: float = 0.0
     prefill: float = 0.0
-    method: float = 0.0
+    selection: float = 0.0
     calls: int = 0
     kv_bytes: int = 0
     memory_before: int | None = None
     memory_peak: int | None = None
 
     @property
-    def decode(self) -> float | None:
-        """Seconds of a decoding step; None where no answer had a second token."""
+    def decode_step(self) -> float | None:
+        """Mean seconds of a decoding step; None if no answer has a second token."""
         return (self.seconds - self.prefill) / (self.calls - 1) if self.calls > 1 else None
 
 
 @contextmanager
-def measured(model: Any, pruner: Pruner | None = None) -> Iterator[Cost]:
-    """Measures one call of ``model.generate`` inside the block.
+def measure_generation(model: Any, pruner: Pruner | None = None) -> Iterator[GenerationCost]:
+    """Measures one call of ``model.generate`` inside the ``with`` block.
 
-    The clock is read when an accelerator has done what was queued: at the start and the end, after
+    Synchronizes an accelerator before each reading of the clock: at the start and the end, after
     the prefill, and around each selection.
 
     Args:
-        model: pruned already, where it is to be.
-        pruner: what prunes it.
+        model: the model, already pruned if the call is to be pruned.
+        pruner: the pruner that is active on ``model``.
     """
     device = model.device
-    cost = Cost(memory_before=reset_peak(device))
-    with nullcontext() if pruner is None else selection_timed(pruner, device, cost):
+    cost = GenerationCost(memory_before=reset_peak_memory(device))
+    with nullcontext() if pruner is None else time_selection(pruner, device, cost):
 
-        def called(module: Any, arguments: Any, output: Any) -> None:
+        def record_call(module: Any, arguments: Any, output: Any) -> None:
             if not cost.calls:
                 synchronize(device)
                 cost.prefill = time.perf_counter() - start
                 cost.kv_bytes = cache_bytes(find_cache(output))
             cost.calls += 1
 
-        hook = model.register_forward_hook(called)
+        hook = model.register_forward_hook(record_call)
         synchronize(device)
         start = time.perf_counter()
         try:
@@ -82,34 +83,34 @@ def measured(model: Any, pruner: Pruner | None = None) -> Iterator[Cost]:
         finally:
             hook.remove()
     if cost.memory_before is not None:
-        cost.memory_peak = peak(device)
+        cost.memory_peak = peak_memory(device)
 
 
-# What a method decides in: for all images' groups, or from layer to layer.
-DECIDING = ("reduce_images", "raters", "count", "drop")
+# Pruner methods that choose tokens: for the groups of all images, or from layer to layer.
+SELECTION_METHODS = ("reduce_images", "raters", "count", "drop")
 
 
 @contextmanager
-def selection_timed(pruner: Pruner, device: torch.device, cost: Cost) -> Iterator[None]:
-    """Adds up in ``cost.method`` how long ``pruner`` takes to choose.
+def time_selection(pruner: Pruner, device: torch.device, cost: GenerationCost) -> Iterator[None]:
+    """Adds the seconds that ``pruner`` spends on choosing tokens to ``cost.selection``.
 
-    The signals that it chooses by, recomputed attention for one, are part of the prefill alone.
+    Computing its input signals, such as recomputed attention, counts as prefill only.
     """
 
-    def timed(decide: Callable[..., Any]) -> Callable[..., Any]:
-        @functools.wraps(decide)
-        def measured(*args: Any, **kwargs: Any) -> Any:
+    def timed(select: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(select)
+        def timed_select(*args: Any, **kwargs: Any) -> Any:
             synchronize(device)
             start = time.perf_counter()
-            decided = decide(*args, **kwargs)
+            result = select(*args, **kwargs)
             synchronize(device)
-            cost.method += time.perf_counter() - start
-            return decided
+            cost.selection += time.perf_counter() - start
+            return result
 
-        return measured
+        return timed_select
 
-    names = [name for name in DECIDING if hasattr(pruner, name)]
-    # On the one instance, which is frozen for everybody else.
+    names = [name for name in SELECTION_METHODS if hasattr(pruner, name)]
+    # Through vars(), because the dataclass is frozen; on this instance only.
     vars(pruner).update({name: timed(getattr(pruner, name)) for name in names})
     try:
         yield
@@ -119,7 +120,10 @@ def selection_timed(pruner: Pruner, device: torch.device, cost: Cost) -> Iterato
 
 
 def cache_bytes(cache: Any) -> int:
-    """Bytes of all that a cache's layers hold, recurrent states included; 0 without a cache."""
+    """Returns the bytes of all tensors of a cache's layers, recurrent states included.
+
+    Returns 0 without a cache.
+    """
     layers = getattr(cache, "layers", ())
     return sum(
         value.nbytes
@@ -129,29 +133,29 @@ def cache_bytes(cache: Any) -> int:
     )
 
 
-def reset_peak(device: torch.device) -> int | None:
-    """Bytes held now, from which `peak` counts on; None where that cannot be known."""
+def reset_peak_memory(device: torch.device) -> int | None:
+    """Restarts the peak that `peak_memory` reads; returns the bytes in use, None if unknown."""
     if device.type != "cpu":
         torch.accelerator.reset_peak_memory_stats(device)
         return torch.accelerator.memory_allocated(device)
     try:
-        # What earlier work freed, the allocator still holds: a peak would hide in it.
+        # The allocator keeps memory that earlier work freed; a new peak could stay below it.
         ctypes.CDLL("libc.so.6").malloc_trim(0)
         (PROCESS / "clear_refs").write_text("5")
-    except (OSError, AttributeError):  # no Linux, or one that forbids it
+    except (OSError, AttributeError):  # not Linux, or not permitted
         return None
-    return resident("VmRSS")
+    return read_status("VmRSS")
 
 
-def peak(device: torch.device) -> int | None:
-    """The most bytes held since `reset_peak`."""
+def peak_memory(device: torch.device) -> int | None:
+    """Returns the peak of the bytes in use since `reset_peak_memory`; None if unknown."""
     if device.type != "cpu":
         return torch.accelerator.max_memory_allocated(device)
-    return resident("VmHWM")
+    return read_status("VmHWM")
 
 
-def resident(entry: str) -> int | None:
-    """Bytes that the kernel gives under ``entry``; None where there is no such entry."""
+def read_status(entry: str) -> int | None:
+    """Reads a size from ``/proc/self/status``, in bytes; None if there is no such entry."""
     try:
         lines = (PROCESS / "status").read_text().splitlines()
     except OSError:

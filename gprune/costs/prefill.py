@@ -9,51 +9,49 @@ from typing import Any
 
 import torch
 
+from gprune.costs.clock import synchronize
 from gprune.pruners import Pruner
 
 
 @dataclass(frozen=True)
 class PrefillTimes:
-    """Medians in milliseconds: image encoding, selection and language model together."""
+    """Median prefill times in milliseconds: image encoding, selection and language model.
+
+    Attributes:
+        full_ms: without pruning.
+        pruned_ms: with pruning; adding and removing the hooks is not counted.
+    """
 
     full_ms: float
     pruned_ms: float
-
-
-def synchronize(device: torch.device) -> None:
-    """Waits until an accelerator has done what was queued; nothing on a CPU."""
-    if device.type != "cpu":
-        torch.accelerator.synchronize(device)
 
 
 @torch.inference_mode()
 def prefill_times(
     model: Any, inputs: dict[str, Any], pruner: Pruner, repeats: int = 9
 ) -> PrefillTimes:
-    """Times the prefill of one prompt, full and pruned in turn so that drift hits both alike.
+    """Times the prefill of one prompt, full and pruned in turn so that drift affects both alike.
 
     Args:
         model: a supported model.
-        inputs: what the processor made, on the model's device.
+        inputs: the processor's output, on the model's device.
         pruner: the method.
-        repeats: counted runs of each, after one that is not counted.
+        repeats: timed runs of each, after one warm-up run.
     """
 
-    def once() -> float:
+    def time_prefill() -> float:
         synchronize(model.device)
         start = time.perf_counter()
         model(**inputs, logits_to_keep=1)
         synchronize(model.device)
         return 1000 * (time.perf_counter() - start)
 
-    def once_pruned() -> float:
-        with pruner(model):
-            return once()
-
-    full, pruned = [], []
+    full_times, pruned_times = [], []
     for repeat in range(repeats + 1):
-        one, other = once(), once_pruned()
-        if repeat:
-            full.append(one)
-            pruned.append(other)
-    return PrefillTimes(statistics.median(full), statistics.median(pruned))
+        full_ms = time_prefill()
+        with pruner(model):
+            pruned_ms = time_prefill()
+        if repeat:  # round 0 is the warm-up
+            full_times.append(full_ms)
+            pruned_times.append(pruned_ms)
+    return PrefillTimes(statistics.median(full_times), statistics.median(pruned_times))

@@ -1,59 +1,58 @@
-"""How long selection and prefill take on this machine, measured side by side.
+"""Times selection and prefill on this machine, side by side.
 
-Everything that is compared is timed in turn in one run, so that the machine's drift hits all alike,
-and what is reported are medians and ratios.
+Everything that is compared is timed in turn in one run, so that drift of the machine affects all of
+it alike; the results are medians and ratios.
 """
 
 from __future__ import annotations
 
 import functools
-import platform
 import statistics
-import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from gprune.budget import kept_count
-from gprune.costs.flops import LanguageModelShape, saving
-from gprune.costs.prefill import synchronize
-from gprune.pruners import GPrune, group_methods, make
+from gprune.costs.clock import time_in_turn
+from gprune.costs.flops import LanguageModelShape, Saving, saving
+from gprune.pruners import GPrune, Pruner, group_methods, make
 from gprune.tokens import VisualTokens
 
 # A language model that a CPU can prefill in about a second: LLaVA-1.5's grid, a quarter of its
 # width, six of its 32 layers.
 SHAPE = {"hidden_size": 1024, "intermediate_size": 2816, "num_hidden_layers": 6}
 HEADS, SIDE, TEXT_TOKENS = 16, 24, 64
-# Least share of tokens that two forms have in common on an accelerator, where near ties of scores
-# are decided by the order of summation.
-ALIKE = 0.99
+
+# The vision tower only gives the model its grid: the benchmark starts from encoded features.
+VISION = {
+    "hidden_size": 32,
+    "intermediate_size": 32,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "image_size": 14 * SIDE,
+    "patch_size": 14,
+}
+
+# Least share of tokens that two forms must both select on an accelerator, where the order of
+# summation decides near ties of scores.
+MIN_AGREEMENT = 0.99
+
+# Share of the tokens that the selection benchmark keeps.
+KEEP = 0.36
 
 
-def machine(device: torch.device | None = None) -> str:
-    """The processor's name, what torch uses of it, and torch's version."""
-    if device is not None and device.type == "cuda":
-        return f"{torch.cuda.get_device_name(device)}, torch {torch.__version__}"
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    name = names[0] if names else platform.processor()
-    capability = torch.backends.cpu.get_cpu_capability()
-    return f"{name} ({capability}), {torch.get_num_threads()} threads, torch {torch.__version__}"
-
-
-def clustered(n: int, d: int, seed: int = 0) -> Tensor:
-    """Features with the redundancy of an image: noisy copies of n / 20 directions, [n, d]."""
+def clustered_features(n: int, d: int, seed: int = 0) -> Tensor:
+    """Returns features as redundant as an image's: noisy copies of n / 20 directions, [n, d]."""
     generator = torch.Generator().manual_seed(seed)
     centres = torch.randn(max(1, n // 20), d, generator=generator)
-    which = torch.randint(0, len(centres), (n,), generator=generator)
-    return centres[which] + 0.7 * torch.randn(n, d, generator=generator)
+    cluster = torch.randint(0, len(centres), (n,), generator=generator)
+    return centres[cluster] + 0.7 * torch.randn(n, d, generator=generator)
 
 
 def with_signals(features: Tensor, grid: tuple[int, int] | None) -> VisualTokens:
-    """A group of these features [n, d], with everything that a method may read."""
+    """Returns a group of features [n, d] with every signal that a method can read."""
     return VisualTokens(
         features,
         grid=grid,
@@ -65,12 +64,11 @@ def with_signals(features: Tensor, grid: tuple[int, int] | None) -> VisualTokens
 
 
 def matrix_power_form(features: Tensor, pruner: GPrune) -> Tensor:
-    """G-Prune written the direct way: the indices that it keeps, ascending.
+    """Selects with G-Prune's formula as written in the paper; returns ascending indices, [k].
 
-    A full similarity product in float32, a row softmax over an n-by-n matrix, and a power of that
-    matrix.
+    Computes the full similarity matrix in float32, its row softmax and a power of that matrix.
     """
-    assert isinstance(pruner.keep, float | int)  # a single budget
+    assert isinstance(pruner.keep, float | int)  # not a budget for each kind of group
     features = features.float()
     norms = features.norm(dim=-1)
     unit = features / norms[:, None]
@@ -84,22 +82,7 @@ def matrix_power_form(features: Tensor, pruner: GPrune) -> Tensor:
     return order[: kept_count(len(features), pruner.keep)].sort().values
 
 
-def in_turn(
-    contenders: dict[str, Callable[[], Any]], repeats: int, device: torch.device
-) -> dict[str, list[float]]:
-    """Milliseconds of each contender, run one after another ``repeats`` times after a warm-up."""
-    times: dict[str, list[float]] = {name: [] for name in contenders}
-    for repeat in range(repeats + 1):
-        for name, call in contenders.items():
-            synchronize(device)
-            start = time.perf_counter()
-            call()
-            synchronize(device)
-            if repeat:
-                times[name].append(1000 * (time.perf_counter() - start))
-    return times
-
-
+# Over 40 lines because of its eight documented arguments.
 def selection_times(
     n: int,
     d: int,
@@ -110,83 +93,107 @@ def selection_times(
     shared: float = 0.0,
     kernels: bool = False,
 ) -> dict[str, Any]:
-    """Every method's selection beside one similarity product and G-Prune's matrix-power form.
+    """Times each method's selection beside a similarity product and G-Prune's matrix-power form.
 
     Args:
-        n: tokens; a square raster where n is a square.
+        n: number of tokens; they form a square raster if n is a square.
         d: width of the features.
-        methods: what to time.
-        repeats: counted runs of each.
+        methods: names of the methods to time.
+        repeats: timed rounds.
         device: the CPU by default.
-        dtype: of the features, and of the similarity product beside.
-        shared: weight of a direction that all tokens have in common: 0 leaves most pairs without
-            an edge, 2 gives nearly every pair one.
-        kernels: whether G-Prune is timed with its Triton kernels too, as ``gprune_triton``.
+        dtype: of the features and of the similarity product.
+        shared: weight of a direction that is added to all tokens: 0 leaves most pairs without an
+            edge, 2 gives nearly every pair an edge.
+        kernels: also time G-Prune's Triton kernels, as ``gprune_triton``.
 
     Returns:
-        medians in milliseconds, and medians of G-Prune's ratios to what was timed in turn with it:
-        ``faster`` than the matrix-power form, and its time in units ``of_product``.
-
-        ``agreement`` is the share of its tokens that the matrix-power form keeps too.
+        the arguments, median ``milliseconds`` by name, and the fields of `speed_ratios`.
+        ``agreement`` is the share of a form's tokens that the matrix-power form selects too.
 
     Raises:
-        RuntimeError: two forms of G-Prune select different tokens; on an accelerator, whose sums of
-            products differ, more than a few.
+        RuntimeError: two forms of G-Prune select different tokens: any on a CPU, more than 1% on an
+            accelerator, which sums products in another order.
         ValueError: the kernels do not run here.
     """
-    place = device or torch.device("cpu")
-    features = clustered(n, d)
-    features += shared * torch.randn(d, generator=torch.Generator().manual_seed(1))
-    features = features.to(place, dtype)
-    side = int(n**0.5)
-    tokens = with_signals(features, (side, n // side) if side * (n // side) == n else None)
-    pruner = GPrune(0.36)
-    chosen = matrix_power_form(features, pruner)
-    forms = {"gprune": pruner}
+    device = device or torch.device("cpu")
+    features, tokens = selection_input(n, d, device, dtype, shared)
+    forms = {"gprune": GPrune(KEEP)}
     if kernels:
-        forms["gprune_triton"] = GPrune(0.36, backend="triton")
-    agreement = {}
-    for name, form in forms.items():
-        agreement[name] = float(torch.isin(form.select(tokens), chosen).float().mean())
-        if agreement[name] < (1 if place.type == "cpu" else ALIKE):
-            raise RuntimeError(
-                f"{name} and matrix_power select different tokens at n = {n}: of those that one "
-                f"keeps the other has {agreement[name]:.1%}"
-            )
-    contenders: dict[str, Callable[[], Any]] = {
-        "product": lambda: features @ features.T,
-        "matrix_power": lambda: matrix_power_form(features, pruner),
-    }
-    for name in methods:
-        contenders[name] = functools.partial(make(name, keep=0.36).select, tokens)
-    if kernels:
-        contenders["gprune_triton"] = functools.partial(forms["gprune_triton"].select, tokens)
-    times = in_turn(contenders, repeats, place)
-    ratios = {}
-    for name in ("matrix_power", "product"):
-        pairs = zip(times[name], times["gprune"], strict=True)
-        ratios[name] = statistics.median(slow / fast for slow, fast in pairs)
+        forms["gprune_triton"] = GPrune(KEEP, backend="triton")
+    agreement = check_agreement(forms, tokens)
+    contenders = selection_contenders(features, tokens, methods, forms)
+    times = time_in_turn(contenders, repeats, device)
     return {
         "n": n,
         "d": d,
         "dtype": str(dtype).removeprefix("torch."),
         "shared": shared,
         "milliseconds": {name: statistics.median(values) for name, values in times.items()},
-        "faster": ratios["matrix_power"],
-        "of_product": 1 / ratios["product"],
+        **speed_ratios(times),
         "agreement": agreement,
     }
 
 
-# A vision tower that only gives the model its grid: what is timed here comes after it.
-VISION = {
-    "hidden_size": 32,
-    "intermediate_size": 32,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 2,
-    "image_size": 14 * SIDE,
-    "patch_size": 14,
-}
+def selection_input(
+    n: int, d: int, device: torch.device, dtype: torch.dtype, shared: float
+) -> tuple[Tensor, VisualTokens]:
+    """Returns features [n, d] and their group; see `selection_times` for the arguments."""
+    features = clustered_features(n, d)
+    features += shared * torch.randn(d, generator=torch.Generator().manual_seed(1))
+    features = features.to(device, dtype)
+    side = int(n**0.5)
+    return features, with_signals(features, (side, n // side) if side * (n // side) == n else None)
+
+
+def check_agreement(forms: dict[str, GPrune], tokens: VisualTokens) -> dict[str, float]:
+    """Compares the selection of each form of G-Prune with that of the matrix-power form.
+
+    Returns:
+        the share of each form's tokens that the matrix-power form selects too.
+
+    Raises:
+        RuntimeError: a share is too small.
+    """
+    features = tokens.features
+    minimum = 1 if features.device.type == "cpu" else MIN_AGREEMENT
+    expected = matrix_power_form(features, forms["gprune"])
+    agreement = {}
+    for name, form in forms.items():
+        agreement[name] = float(torch.isin(form.select(tokens), expected).float().mean())
+        if agreement[name] < minimum:
+            raise RuntimeError(
+                f"{name} and matrix_power select different tokens at n = {len(features)}: they "
+                f"share {agreement[name]:.1%}"
+            )
+    return agreement
+
+
+def selection_contenders(
+    features: Tensor, tokens: VisualTokens, methods: Sequence[str], forms: dict[str, GPrune]
+) -> dict[str, Callable[[], Any]]:
+    """Returns the calls that `selection_times` compares, by name."""
+    contenders: dict[str, Callable[[], Any]] = {
+        "product": lambda: features @ features.T,
+        "matrix_power": lambda: matrix_power_form(features, forms["gprune"]),
+    }
+    for name in methods:
+        contenders[name] = functools.partial(make(name, keep=KEEP).select, tokens)
+    if "gprune_triton" in forms:
+        contenders["gprune_triton"] = functools.partial(forms["gprune_triton"].select, tokens)
+    return contenders
+
+
+def speed_ratios(times: dict[str, list[float]]) -> dict[str, float]:
+    """Returns medians of G-Prune's time relative to the calls that were timed in the same round.
+
+    ``faster`` is the matrix-power form's time divided by G-Prune's; ``of_product`` is G-Prune's
+    time divided by that of one similarity product.
+    """
+    ratios = {}
+    for name in ("matrix_power", "product"):
+        pairs = zip(times[name], times["gprune"], strict=True)
+        ratios[name] = statistics.median(other / gprune for other, gprune in pairs)
+    return {"faster": ratios["matrix_power"], "of_product": 1 / ratios["product"]}
 
 
 def random_model(
@@ -195,11 +202,13 @@ def random_model(
     text: dict[str, int] | None = None,
     vision: dict[str, int] | None = None,
 ) -> Any:
-    """A LLaVA with random weights.
+    """Builds a LLaVA with random weights.
 
     Args:
-        text: sizes of the language model (a `LlamaConfig`'s), by default `SHAPE`.
-        vision: sizes of the vision tower (a `CLIPVisionConfig`'s), by default `VISION`.
+        device: where the weights are created.
+        dtype: of the weights.
+        text: sizes of the language model, as in `LlamaConfig`; `SHAPE` by default.
+        vision: sizes of the vision tower, as in `CLIPVisionConfig`; `VISION` by default.
     """
     from transformers import (
         CLIPVisionConfig,
@@ -214,13 +223,80 @@ def random_model(
     config = LlavaConfig(vision_config=tower, text_config=language, image_token_id=999)
     torch.manual_seed(0)
     with torch.device(device):
-        # Made where it will be: a model of 7 B parameters need not fit in the host's memory.
+        # Created on the device: a model of 7 B parameters may not fit in the host's memory.
         default = torch.get_default_dtype()
         torch.set_default_dtype(dtype)
         try:
             return LlavaForConditionalGeneration(config).eval()
         finally:
             torch.set_default_dtype(default)
+
+
+class PrefillBenchmark:
+    """One prompt of a LLaVA with random weights: an image of `SIDE` x `SIDE` tokens, and text.
+
+    The prefill starts from encoded features; the vision encoder is not run.
+    """
+
+    def __init__(self, device: torch.device, dtype: torch.dtype) -> None:
+        self.device, self.model = device, random_model(device, dtype)
+        self.shape = LanguageModelShape.from_config(self.model.config)
+        n = SIDE * SIDE
+        self.features = clustered_features(n, SHAPE["hidden_size"]).to(device, dtype)
+        self.tokens = VisualTokens(
+            self.features, grid=(SIDE, SIDE), text=self.features[:TEXT_TOKENS]
+        )
+        generator = torch.Generator().manual_seed(0)
+        ids = torch.randint(3, 900, (1, n + TEXT_TOKENS), generator=generator)
+        ids[:, 8 : 8 + n] = self.model.config.image_token_id
+        self.ids = ids.to(device)
+
+    def prefill(self) -> Any:
+        """Runs the language model on the prompt."""
+        from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+        return self.model(
+            input_ids=self.ids,
+            attention_mask=torch.ones_like(self.ids),
+            mm_encoder_outputs={"image": BaseModelOutputWithPooling(pooler_output=[self.features])},
+            logits_to_keep=1,
+        )
+
+    def pruned_prefill(self, pruner: Pruner) -> Any:
+        """Runs the pruned prefill, including adding and removing the hooks."""
+        with pruner(self.model):
+            return self.prefill()
+
+    def row(self, method: str, keep: float, repeats: int) -> dict[str, Any]:
+        """Times one budget; see `prefill_rows` for the fields."""
+        pruner = make(method, keep=keep)
+        contenders: dict[str, Callable[[], Any]] = {
+            "full": self.prefill,
+            "pruned": functools.partial(self.pruned_prefill, pruner),
+        }
+        if pruner.scope == "group":
+            contenders["method"] = functools.partial(pruner.select, self.tokens)
+        times = time_in_turn(contenders, repeats, self.device)
+        medians = {name: statistics.median(values) for name, values in times.items()}
+        cost = self.cost(pruner, keep)
+        pairs = zip(times["full"], times["pruned"], strict=True)
+        return {
+            "keep": keep,
+            "full_ms": medians["full"],
+            "pruned_ms": medians["pruned"],
+            "method_ms": medians.get("method"),
+            "speedup": statistics.median(full / pruned for full, pruned in pairs),
+            "ideal": cost.flops_full / cost.flops_pruned,
+            "kv_bytes_full": cost.kv_bytes_full,
+            "kv_bytes_pruned": cost.kv_bytes_pruned,
+        }
+
+    def cost(self, pruner: Pruner, keep: float) -> Saving:
+        """Counts the prefill cost with the numbers of tokens that the pruner really keeps."""
+        with pruner(self.model) as pruned:
+            self.prefill()
+        by_layer = None if pruned.visual_by_layer is None else pruned.visual_by_layer[0]
+        return saving(self.shape, SIDE * SIDE, TEXT_TOKENS, keep, kept_tokens=by_layer)
 
 
 @torch.inference_mode()
@@ -231,73 +307,22 @@ def prefill_rows(
     device: torch.device | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> list[dict[str, Any]]:
-    """The language model's prefill with and without pruning, encoded features given.
+    """Times the language model's prefill with and without pruning, starting from encoded features.
 
-    The pruned time includes selection and everything the hook does; ``method_ms`` is the selection
-    alone, None where it happens elsewhere. ``ideal`` is the ratio of the multiply-adds (convention
-    ``exact``), which a machine reaches whose speed does not depend on the length of the prompt.
+    Returns:
+        one row for each budget. ``pruned_ms`` includes selection and the hooks. ``method_ms`` is
+        the selection alone, None if the method does not choose within one group of visual tokens.
+        ``ideal`` is the ratio of multiply-adds (convention ``exact``): the speedup of a
+        machine whose multiply-adds per second do not depend on the length of the prompt.
 
     Raises:
-        ValueError: the method reads the vision encoder, which is not run.
+        ValueError: the method reads signals of the vision encoder, which is not run.
     """
-    reads = [signal for signal in make(method, keep=1.0).signals if signal != "text"]
-    if reads:
+    signals = [signal for signal in make(method, keep=1.0).signals if signal != "text"]
+    if signals:
         raise ValueError(
-            f"method={method!r} reads {' and '.join(reads)} of a vision encoder, which the prefill "
-            "benchmark does not run; take a method of features or text alone"
+            f"method={method!r} reads {' and '.join(signals)} of a vision encoder, which the "
+            "prefill benchmark does not run; choose a method that reads only features or text"
         )
-    from transformers.modeling_outputs import BaseModelOutputWithPooling
-
-    place = device or torch.device("cpu")
-    model = random_model(place, dtype)
-    n = SIDE * SIDE
-    features = clustered(n, SHAPE["hidden_size"]).to(place, dtype)
-    ids = torch.randint(3, 900, (1, n + TEXT_TOKENS), generator=torch.Generator().manual_seed(0))
-    ids[:, 8 : 8 + n] = model.config.image_token_id
-    ids = ids.to(place)
-
-    def prefill() -> Any:
-        output = BaseModelOutputWithPooling(pooler_output=[features])
-        return model(
-            input_ids=ids,
-            attention_mask=torch.ones_like(ids),
-            mm_encoder_outputs={"image": output},
-            logits_to_keep=1,
-        )
-
-    shape = LanguageModelShape.from_config(model.config)
-    tokens = VisualTokens(features, grid=(SIDE, SIDE), text=features[:TEXT_TOKENS])
-    rows = []
-    for keep in keeps:
-        pruner = make(method, keep=keep)
-
-        def pruned(pruner: Any = pruner) -> Any:
-            with pruner(model):
-                return prefill()
-
-        contenders: dict[str, Callable[[], Any]] = {
-            "full": prefill,
-            "pruned": pruned,
-        }
-        if pruner.scope == "group":
-            contenders["method"] = functools.partial(pruner.select, tokens)
-        times = in_turn(contenders, repeats, place)
-        medians = {name: statistics.median(values) for name, values in times.items()}
-        with pruner(model) as state:
-            prefill()
-        by_layer = None if state.visual_by_layer is None else state.visual_by_layer[0]
-        cost = saving(shape, n, TEXT_TOKENS, keep, kept_tokens=by_layer)
-        ratios = [a / b for a, b in zip(times["full"], times["pruned"], strict=True)]
-        rows.append(
-            {
-                "keep": keep,
-                "full_ms": medians["full"],
-                "pruned_ms": medians["pruned"],
-                "method_ms": medians.get("method"),
-                "speedup": statistics.median(ratios),
-                "ideal": cost.flops_full / cost.flops_pruned,
-                "kv_bytes_full": cost.kv_bytes_full,
-                "kv_bytes_pruned": cost.kv_bytes_pruned,
-            }
-        )
-    return rows
+    benchmark = PrefillBenchmark(device or torch.device("cpu"), dtype)
+    return [benchmark.row(method, keep, repeats) for keep in keeps]

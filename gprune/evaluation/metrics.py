@@ -1,4 +1,4 @@
-"""Accuracy by type with its uncertainty, and what pruning retains of it, in the field's terms."""
+"""Accuracy with bootstrap intervals, and the scores that compare pruned with unpruned answers."""
 
 from __future__ import annotations
 
@@ -10,22 +10,23 @@ from functools import cached_property
 
 import numpy as np
 
+# Number of bootstrap samples.
 RESAMPLES = 2000
 
-# Whether a prediction is one of the right answers.
+# Whether a prediction matches one of the accepted answers.
 Match = Callable[[str, Sequence[str]], bool]
 
 
 @dataclass(frozen=True)
 class Record:
-    """How one example was answered.
+    """The scored answer to one example.
 
     Attributes:
-        id: the example's.
-        picture: its picture, by which intervals resample.
-        kind: its type.
-        prediction: what the model said.
-        right: whether that is an answer.
+        id: id of the example.
+        picture: id of its picture; bootstrap intervals resample pictures.
+        kind: type of the question.
+        prediction: the model's answer.
+        right: whether the prediction counts as correct.
     """
 
     id: str
@@ -36,150 +37,161 @@ class Record:
 
 
 def is_right(prediction: str, answers: Sequence[str]) -> bool:
-    """Exact match, apart from case, articles, spaces and punctuation at the ends."""
-    return normalised(prediction) in {normalised(answer) for answer in answers}
+    """Checks for an exact match, ignoring case, articles, spaces, and punctuation at the ends."""
+    return normalize(prediction) in {normalize(answer) for answer in answers}
 
 
 def begins_right(prediction: str, answers: Sequence[str], match: Match = is_right) -> bool:
-    """Whether its first words are an answer, which then perhaps did not end.
+    """Checks whether the prediction, or any number of its first words, matches an answer.
 
     Args:
-        prediction: what the model said.
-        answers: any of them is right.
-        match: whether words are an answer; what it takes as a whole is right here too.
+        prediction: the model's answer.
+        answers: the accepted answers.
+        match: checks a text against the accepted answers.
     """
     words = prediction.split()
-    begun = (" ".join(words[:count]) for count in range(1, len(words)))
-    return match(prediction, answers) or any(match(said, answers) for said in begun)
+    prefixes = (" ".join(words[:count]) for count in range(1, len(words)))
+    return match(prediction, answers) or any(match(prefix, answers) for prefix in prefixes)
 
 
-def normalised(text: str) -> str:
-    """Lower case, no articles, single spaces, no punctuation at the ends.
+def normalize(text: str) -> str:
+    """Lowercases; removes articles, repeated spaces, and punctuation at the ends.
 
-    An article alone stays: it is the letter of a choice.
+    Keeps an article if nothing else remains: "a" can be the letter of a multiple choice.
     """
     lower = text.lower()
-    bare, whole = (
+    without_articles, with_articles = (
         " ".join(words.split()).strip(" .,;:!?\"'")
         for words in (re.sub(r"\b(a|an|the)\b", " ", lower), lower)
     )
-    return bare or whole
+    return without_articles or with_articles
 
 
 @dataclass(frozen=True)
 class Tally:
-    """Right answers and questions of each picture by type, both [pictures, types]."""
+    """Counts of correct answers and of questions for each picture and question type.
+
+    Attributes:
+        kinds: the question types.
+        right: correct answers, [pictures, types]; a mean over seeds can be fractional.
+        total: questions, [pictures, types].
+    """
 
     kinds: list[str]
     right: np.ndarray
-    asked: np.ndarray
+    total: np.ndarray
 
     @classmethod
-    def of(cls, records: Sequence[Record], kinds: Sequence[str] | None = None) -> Tally:
-        """Counts records; types in the order of ``kinds`` or of their first appearance."""
+    def from_records(cls, records: Sequence[Record], kinds: Sequence[str] | None = None) -> Tally:
+        """Counts records; types are in the order of ``kinds``, or of their first appearance."""
         order = list(kinds or dict.fromkeys(record.kind for record in records))
-        pictures = {name: row for row, name in enumerate(dict.fromkeys(r.picture for r in records))}
-        right = np.zeros((len(pictures), len(order)))
-        asked = np.zeros_like(right)
+        rows = {name: row for row, name in enumerate(dict.fromkeys(r.picture for r in records))}
+        right = np.zeros((len(rows), len(order)))
+        total = np.zeros_like(right)
         for record in records:
-            place = pictures[record.picture], order.index(record.kind)
-            right[place] += record.right
-            asked[place] += 1
-        return cls(order, right, asked)
+            cell = rows[record.picture], order.index(record.kind)
+            right[cell] += record.right
+            total[cell] += 1
+        return cls(order, right, total)
 
     @property
     def accuracy(self) -> np.ndarray:
-        """Share of right answers by type, in %, [types]; NaN where nothing was asked."""
+        """Accuracy of each type in %, [types]; NaN for a type without questions."""
         with np.errstate(invalid="ignore"):
-            return 100 * self.right.sum(0) / self.asked.sum(0)
+            return 100 * self.right.sum(0) / self.total.sum(0)
 
     @property
     def macro(self) -> float:
-        """The mean over types, in %."""
+        """Mean of the accuracies of all types, in %."""
         return float(np.nanmean(self.accuracy))
 
     @cached_property
-    def _shares(self) -> np.ndarray:
-        """Shares of right answers by type in bootstrap samples of the pictures, [RESAMPLES, types].
+    def _type_samples(self) -> np.ndarray:
+        """Shares of correct answers by type in each bootstrap sample, [RESAMPLES, types].
 
-        NaN where a sample has no question of a type.
+        NaN if a sample has no question of a type.
         """
-        weights = drawn(len(self.right))
+        weights = bootstrap_weights(len(self.right))
         with np.errstate(invalid="ignore"):
-            return (weights @ self.right) / (weights @ self.asked)
+            return (weights @ self.right) / (weights @ self.total)
 
     def resampled(self) -> np.ndarray:
-        """Macro accuracies of bootstrap samples of the pictures, in %, [RESAMPLES].
+        """Returns the macro accuracy of each bootstrap sample of the pictures, in %, [RESAMPLES].
 
-        NaN where a sample has no question, as of a single rare type. Of the same pictures, samples
-        are the same: the difference of two tallies is paired.
+        NaN if a sample has no question, which can happen with a single rare type. Tallies of the
+        same pictures use the same samples, so their differences are paired.
         """
-        known = ~np.isnan(self._shares)
+        known = ~np.isnan(self._type_samples)
         with np.errstate(invalid="ignore"):
-            return 100 * np.where(known, self._shares, 0).sum(1) / known.sum(1)
+            return 100 * np.where(known, self._type_samples, 0).sum(1) / known.sum(1)
 
     @property
     def interval(self) -> tuple[float, float]:
-        """The 95% bootstrap interval of `macro`."""
-        return between(self.resampled())
+        """95% bootstrap interval of `macro`."""
+        return percentile_interval(self.resampled())
 
     @property
     def type_intervals(self) -> list[tuple[float, float] | None]:
-        """The 95% bootstrap interval of each type's accuracy; None where nothing was asked."""
-        samples = zip(100 * self._shares.T, self.asked.sum(0), strict=True)
-        return [between(values) if asked else None for values, asked in samples]
+        """95% bootstrap interval of each type's accuracy; None for a type without questions."""
+        samples = zip(100 * self._type_samples.T, self.total.sum(0), strict=True)
+        return [percentile_interval(values) if total else None for values, total in samples]
 
 
 @functools.lru_cache(maxsize=8)
-def drawn(pictures: int) -> np.ndarray:
-    """How often each picture is in each bootstrap sample, float64 [RESAMPLES, pictures].
+def bootstrap_weights(pictures: int) -> np.ndarray:
+    """Returns how often each bootstrap sample draws each picture, float64 [RESAMPLES, pictures].
 
-    Draws are always the same: the difference of two tallies of the same pictures is paired.
+    The seed is fixed, so differences between tallies of the same pictures are paired.
     """
     share = np.full(pictures, 1 / pictures)
     weights = np.random.default_rng(0).multinomial(pictures, share, size=RESAMPLES)
-    return weights.astype(np.float64)  # integers have no fast product
+    return weights.astype(np.float64)  # NumPy multiplies integer matrices slowly
 
 
-def between(values: np.ndarray) -> tuple[float, float]:
-    """The 2.5th and 97.5th percentile of those that are numbers."""
+def percentile_interval(values: np.ndarray) -> tuple[float, float]:
+    """Returns the 2.5th and 97.5th percentile, ignoring NaN."""
     low, high = np.nanpercentile(values, [2.5, 97.5])
     return float(low), float(high)
 
 
 def mean_tally(tallies: Sequence[Tally]) -> Tally:
-    """The mean of several seeds on the same pictures."""
+    """Averages the correct answers of several seeds on the same pictures."""
     right = np.mean([tally.right for tally in tallies], 0)
-    return Tally(tallies[0].kinds, right, tallies[0].asked)
+    return Tally(tallies[0].kinds, right, tallies[0].total)
 
 
 def tied_ranks(tallies: Mapping[str, Tally]) -> dict[str, int]:
-    """Ranks from 1, tied where the data cannot tell two apart.
+    """Ranks tallies from 1 by macro accuracy, with ties where the data do not separate two.
 
-    A rank is one more than the number of those that are better: whose 95% interval of the paired
-    difference lies above 0. Being told apart is not transitive, so equal ranks are no groups.
+    A rank is one more than the number of better tallies. A tally is better if the 95% interval of
+    the paired difference lies above 0. This relation is not transitive: tallies of equal rank do
+    not form a group of equals.
 
     Args:
-        tallies: of the same pictures, by name.
+        tallies: tallies of the same pictures, by name.
     """
-    drawn = {name: tally.resampled() for name, tally in tallies.items()}
+    samples = {name: tally.resampled() for name, tally in tallies.items()}
     return {
-        name: 1 + sum(between(other - own)[0] > 0 for other in drawn.values())
-        for name, own in drawn.items()
+        name: 1 + sum(percentile_interval(other - own)[0] > 0 for other in samples.values())
+        for name, own in samples.items()
     }
 
 
 def loyalty(full: Sequence[Record], pruned: Sequence[Record]) -> float:
-    """Share of examples answered as without pruning, right or wrong, in % (EffiVLM-Bench, 2025)."""
-    said = {record.id: normalised(record.prediction) for record in full}
-    same = [said[record.id] == normalised(record.prediction) for record in pruned]
+    """Returns the share of answers equal to the unpruned ones, right or wrong, in %.
+
+    Source: EffiVLM-Bench (2025).
+    """
+    unpruned = {record.id: normalize(record.prediction) for record in full}
+    same = [unpruned[record.id] == normalize(record.prediction) for record in pruned]
     return 100 * float(np.mean(same))
 
 
 def overall_performance(full: Tally, pruned: Tally) -> float | None:
-    """sqrt(mean over types of (pruned accuracy / full accuracy)²), in % (EffiVLM-Bench, 2025).
+    """Returns sqrt(mean over types of (pruned accuracy / full accuracy)²), in %.
 
-    Types that the full model never answers right are left out; None where that is all of them.
+    Leaves out types that the full model never answers correctly; returns None if that is true of
+    all types. Source: EffiVLM-Bench (2025).
     """
     answered = full.accuracy > 0
     if not answered.any():
@@ -188,28 +200,28 @@ def overall_performance(full: Tally, pruned: Tally) -> float | None:
     return 100 * float(np.sqrt(np.mean(ratio**2)))
 
 
-def groups_of(
+def compression_groups(
     full: Sequence[Record], reference: Sequence[Record]
 ) -> tuple[frozenset[str], frozenset[str]]:
-    """The examples that are hard and easy to compress (VTC-Bench, arXiv 2510.07143; ACL 2026).
+    """Splits the examples into hard and easy to compress (VTC-Bench, arXiv 2510.07143; ACL 2026).
 
-    Of the examples that the full model answers right, group A are those that it gets wrong after
-    plain image downsampling, and group B those that it still gets right. Group B says little about
-    a method: fewer pixels would have done.
+    Of the examples that the full model answers correctly, group A holds those that become wrong
+    after plain image downsampling, and group B those that stay correct. Group B says little about
+    a method, because fewer pixels are enough for it.
 
     Args:
         full: the unpruned run.
-        reference: the run with downsampling, at the budget of the methods to be compared.
+        reference: the run with downsampling, at the budget of the compared methods.
 
     Returns:
         the ids of group A and of group B.
     """
-    right = {record.id for record in full if record.right}
-    still = right & {record.id for record in reference if record.right}
-    asked = {record.id for record in reference}
-    return frozenset((right & asked) - still), frozenset(still)
+    full_right = {record.id for record in full if record.right}
+    easy = full_right & {record.id for record in reference if record.right}
+    answered = {record.id for record in reference}
+    return frozenset((full_right & answered) - easy), frozenset(easy)
 
 
-def tally_of(records: Sequence[Record], ids: frozenset[str]) -> Tally:
-    """The records with those ids, all as one type: their `macro` is the share of right answers."""
-    return Tally.of([replace(record, kind="") for record in records if record.id in ids])
+def tally_subset(records: Sequence[Record], ids: frozenset[str]) -> Tally:
+    """Counts the records with these ids as one type: `macro` is the share of correct answers."""
+    return Tally.from_records([replace(record, kind="") for record in records if record.id in ids])

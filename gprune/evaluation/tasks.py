@@ -1,4 +1,4 @@
-"""What to ask: the shipped scenes, easy-VQA, and anyone's JSONL files."""
+"""Questions with known answers: the generated scenes, easy-VQA, and JSONL files."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 from PIL import Image
 
 from gprune.ask.prompts import open_image
-from gprune.evaluation.metrics import Match, is_right, normalised
+from gprune.evaluation.metrics import Match, is_right, normalize
 
 SHIPPED = ("scenes", "easy_vqa")
 
@@ -22,12 +22,12 @@ class Example:
 
     Attributes:
         id: unique over all tasks of an evaluation.
-        picture: what examples that share pictures have in common; intervals resample by it.
-        kind: the type of question, by which accuracy is reported.
+        picture: equal for examples that share their pictures; bootstrap intervals resample it.
+        kind: question type; accuracy is reported for each type.
         question: the text.
-        answers: any of them is right.
+        answers: the accepted answers.
         load: opens the pictures.
-        match: whether a prediction is one of the answers.
+        match: checks a prediction against the accepted answers.
     """
 
     id: str
@@ -40,15 +40,15 @@ class Example:
 
 
 def load_tasks(names: Sequence[str], limit: int | None = None) -> list[Example]:
-    """The examples of several tasks.
+    """Loads the examples of several tasks.
 
     Args:
         names: ``scenes`` (generated, held out), ``easy_vqa`` (its official test split), or paths of
             JSONL files, see `read_jsonl`.
-        limit: pictures of each task, all by default (400 scenes).
+        limit: most pictures of each task; all by default, and 400 scenes.
 
     Raises:
-        ValueError: a name is no task and no file, or a file has a line that cannot be read.
+        ValueError: a name is neither a task nor a file, or a file has a line that cannot be read.
     """
     examples: list[Example] = []
     for name in names:
@@ -66,9 +66,9 @@ def load_tasks(names: Sequence[str], limit: int | None = None) -> list[Example]:
 
 
 def scenes(count: int) -> list[Example]:
-    """The first generated scenes of the test split, each with all its questions.
+    """Returns the first ``count`` generated scenes of the test split, with all their questions.
 
-    Where something is need not be told to the step: a box is right that overlaps enough.
+    Predicted boxes are correct if they overlap enough, see `box_is_right`.
     """
     from gprune.tinyvlm.scenes import make_scene
 
@@ -89,14 +89,14 @@ def scenes(count: int) -> list[Example]:
 
 
 def box_is_right(prediction: str, answers: Sequence[str]) -> bool:
-    """Whether the box that was told shares with an answer's half of their union, or more."""
-    from gprune.tinyvlm.scenes import box_is_found
+    """Checks whether the predicted box and an accepted box have an IoU of at least 0.5."""
+    from gprune.tinyvlm.boxes import box_is_found
 
-    return any(box_is_found(normalised(prediction), normalised(answer)) for answer in answers)
+    return any(box_is_found(normalize(prediction), normalize(answer)) for answer in answers)
 
 
 def easy_vqa(limit: int | None) -> list[Example]:
-    """Pictures of easy-VQA's official test split, each with at most eight questions."""
+    """Returns pictures of easy-VQA's official test split, with at most eight questions each."""
     from gprune.tinyvlm import easyvqa
 
     return [
@@ -114,59 +114,77 @@ def easy_vqa(limit: int | None) -> list[Example]:
 
 
 def read_jsonl(path: Path, limit: int | None = None) -> list[Example]:
-    """Examples from a file with one JSON object a line.
+    """Reads examples from a file with one JSON object per line.
 
-    Each has ``image`` (a path, or a list of them, relative to the file), ``question``, ``answer``
-    (a string, or a list of right ones), and optionally ``type``.
+    Each object has ``image`` (a path, or a list of paths, relative to the file), ``question``,
+    ``answer`` (a string, or a list of accepted strings), and optionally ``type``.
+
+    Args:
+        path: the file.
+        limit: most pictures (or lists of pictures) to read; all by default.
 
     Raises:
-        ValueError: a line is no such object; the message names file and line.
+        ValueError: a line is not such an object, with file and line in the message; or the file has
+            no examples.
     """
     examples: list[Example] = []
-    seen: set[str] = set()
-    # Split as bytes: a line with broken text is named like any other, and only "\n" ends a line.
+    pictures: set[str] = set()
+    # Split as bytes: only "\n" ends a line, and a line that is not UTF-8 gets a line number too.
     for number, line in enumerate(path.read_bytes().split(b"\n"), 1):
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
-            if not isinstance(row, dict):
-                raise TypeError(f"expected an object, found {type(row).__name__}")
-            images, answers = one_or_more(row["image"]), one_or_more(row["answer"])
-            question, kind = row["question"], row.get("type", path.stem)
-            strings = [*images, *answers, question, kind]
-            if not images or not answers or not all(isinstance(text, str) for text in strings):
-                raise TypeError("image, question and answer must be text, or lists of text")
-            # JSON can hold half of a surrogate pair, which no tokenizer and no report can.
-            "".join(strings).encode()
-            absent = [image for image in images if not (path.parent / image).is_file()]
-            if absent:
-                raise ValueError(f"image {absent[0]!r} does not exist beside the file")
+            example = parse_line(line, path, number)
         except (ValueError, KeyError, TypeError, OSError, RecursionError) as error:
             reason = f"{error} is missing" if isinstance(error, KeyError) else str(error)
             raise ValueError(f"{path}, line {number} cannot be read: {reason}") from None
-        files = [path.parent / image for image in images]
-        picture = "|".join(images)
-        seen.add(picture)
-        if limit is not None and len(seen) > limit:
+        pictures.add(example.picture)
+        if limit is not None and len(pictures) > limit:
             break
-        examples.append(
-            Example(
-                f"{path.stem}/{number}",
-                f"{path.stem}/{picture}",
-                kind,
-                question,
-                tuple(answers),
-                lambda files=files: [open_image(file) for file in files],  # type: ignore[misc]
-            )
-        )
+        examples.append(example)
     if not examples:
         raise ValueError(f"{path} has no examples")
     return examples
 
 
-def one_or_more(value: Any) -> list[Any]:
-    """A text in a list, or a list as it is; anything else gives an empty one."""
+def parse_line(line: bytes, path: Path, number: int) -> Example:
+    """Converts one line of a JSONL file into an example.
+
+    Args:
+        line: the line.
+        path: the file; paths of images are relative to it.
+        number: the line's number, from 1.
+
+    Raises:
+        KeyError: a field is missing.
+        TypeError, ValueError, OSError, RecursionError: the line cannot be used for another reason.
+    """
+    row = json.loads(line)
+    if not isinstance(row, dict):
+        raise TypeError(f"expected an object, found {type(row).__name__}")
+    images, answers = as_list(row["image"]), as_list(row["answer"])
+    question, kind = row["question"], row.get("type", path.stem)
+    strings = [*images, *answers, question, kind]
+    if not images or not answers or not all(isinstance(text, str) for text in strings):
+        raise TypeError("image, question and answer must be text, or lists of text")
+    # JSON allows an unpaired surrogate, which neither a tokenizer nor the report can encode.
+    "".join(strings).encode()
+    files = [path.parent / image for image in images]
+    missing = [image for image, file in zip(images, files, strict=True) if not file.is_file()]
+    if missing:
+        raise ValueError(f"image {missing[0]!r} does not exist beside the file")
+    return Example(
+        f"{path.stem}/{number}",
+        f"{path.stem}/{'|'.join(images)}",
+        kind,
+        question,
+        tuple(answers),
+        lambda: [open_image(file) for file in files],
+    )
+
+
+def as_list(value: Any) -> list[Any]:
+    """Wraps a text in a list; returns a list unchanged, and an empty one for anything else."""
     if isinstance(value, str):
         return [value]
     return value if isinstance(value, list) else []

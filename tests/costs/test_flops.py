@@ -1,3 +1,5 @@
+"""Counted costs: against published values, real modules and closed forms."""
+
 from __future__ import annotations
 
 from dataclasses import replace
@@ -9,14 +11,14 @@ from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig
 
 from gprune import FastV, PyramidDrop
 from gprune.costs import LanguageModelShape, keep_for, saving
-from gprune.costs.flops import exact, fastv, linear, vision_tower
+from gprune.costs.flops import exact, fastv, linear, vision_tower_flops
 
 LLAVA_7B = LanguageModelShape(4096, 11008, 32, heads=32)
 LLAMA_3_8B = LanguageModelShape(4096, 14336, 32, heads=32, kv_heads=8, head_dim=128)
 
 
 @pytest.mark.parametrize(("n", "tera"), [(576, 2.986), (192, 0.976), (128, 0.649), (64, 0.323)])
-def test_the_fields_check_values(n, tera):
+def test_published_values_of_fastv(n, tera):
     assert round(fastv(LLAVA_7B, n) / 1e12, 3) == tera
 
 
@@ -25,7 +27,7 @@ def test_linear_layers_of_llama_3():
 
 
 def test_linear_equals_the_weights_of_the_decoder():
-    """A linear layer costs one multiply-add a weight and token: count them on the real module."""
+    """One multiply-add per weight and token: counts the weights of the real module."""
     import torch
     from transformers import LlamaForCausalLM
 
@@ -46,7 +48,7 @@ def test_linear_equals_the_weights_of_the_decoder():
 
 def test_exact_counts_causal_pairs():
     shape = LanguageModelShape(8, 16, 2, heads=2, kv_heads=1, head_dim=3)
-    attention = sum(2 * keys * 6 for keys in range(1, 6))  # scores and weighted values
+    attention = sum(2 * keys * 6 for keys in range(1, 6))  # scores, and weighted sums of values
     assert exact(shape, 5) == linear(shape, 5) + 2 * attention
 
 
@@ -56,8 +58,8 @@ def test_kv_bytes():
 
 
 @pytest.mark.parametrize("convention", ["fastv", "linear", "exact"])
-def test_layers_that_see_fewer_tokens(convention):
-    """FastV: K layers at full length, the rest pruned; the sum of two shallower models."""
+def test_one_count_per_layer(convention):
+    """FastV: two layers at full length, the others pruned; the sum of two shallower models."""
     counts = FastV(0.25).schedule(576, 32)
     result = saving(LLAVA_7B, 576, 40, 0.25, convention, kept_tokens=counts)
     first, rest = replace(LLAVA_7B, layers=2), replace(LLAVA_7B, layers=30)
@@ -70,14 +72,14 @@ def test_layers_that_see_fewer_tokens(convention):
     assert same == saving(LLAVA_7B, 576, 40, 0.25, convention)
 
 
-def test_pyramid_of_the_paper_saves_about_half():
+def test_pyramid_drop_of_the_paper_saves_about_half():
     counts = PyramidDrop(0.125).schedule(576, 32)
     assert sum(counts) / 32 == 270
     result = saving(LLAVA_7B, 576, 40, 0.125, "fastv", kept_tokens=counts)
     assert 0.49 < result.flops_saved < 0.52
 
 
-def test_vision_tower():
+def test_vision_tower_flops():
     vision = CLIPVisionConfig(
         hidden_size=10,
         intermediate_size=20,
@@ -87,11 +89,13 @@ def test_vision_tower():
         patch_size=4,
     )
     config = LlavaConfig(vision_config=vision, text_config=LlamaConfig())
-    assert vision_tower(config) == 4 * 10 * 48 + 2 * (4 * 4 * 100 + 2 * 16 * 10 + 2 * 4 * 10 * 20)
+    assert vision_tower_flops(config) == 4 * 10 * 48 + 2 * (
+        4 * 4 * 100 + 2 * 16 * 10 + 2 * 4 * 10 * 20
+    )
 
 
-def test_the_papers_saving():
-    """18.52 T is about 2,653 tokens of Llama-3-8B in `linear`, -63.57% about 967: an inference."""
+def test_saving_of_the_gprune_paper():
+    """Infers the paper's counts: 18.52 T are about 2,653 tokens in `linear`, -63.57% about 967."""
     assert round(linear(LLAMA_3_8B, 2653) / 1e12, 2) == 18.52
     result = saving(LLAMA_3_8B, 2653, 0, 967, "linear")
     assert abs(result.flops_saved - 0.6357) < 1e-3
@@ -103,7 +107,7 @@ def test_the_papers_saving():
     st.floats(0, 0.95),
     st.sampled_from(["fastv", "linear", "exact"]),
 )
-def test_keep_for_is_the_largest_that_reaches_the_target(n, text, target, convention):
+def test_keep_for_is_the_largest_that_meets_the_target(n, text, target, convention):
     try:
         keep = keep_for(target, LLAMA_3_8B, n, text, convention)
     except ValueError:
@@ -128,6 +132,6 @@ def test_keep_for_is_the_largest_that_reaches_the_target(n, text, target, conven
         (lambda: LanguageModelShape(8, 8, 1, heads=3, kv_heads=2), "multiple of kv_heads=2"),
     ],
 )
-def test_bad_numbers(call, message):
+def test_numbers_out_of_range_are_refused(call, message):
     with pytest.raises(ValueError, match=message):
         call()

@@ -1,4 +1,4 @@
-"""Measured costs: of the right span, of the right bytes, and nothing left behind."""
+"""Measured costs: the right time span, the right bytes, and no trace on model and pruner."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import torch
 
 from gprune import GPrune, UniformGridPruner
 from gprune.ask.prompts import prepare
-from gprune.costs import generation as measure
+from gprune.costs import generation
 from gprune.costs.flops import LanguageModelShape
-from gprune.costs.generation import Cost, cache_bytes, measured
+from gprune.costs.generation import GenerationCost, cache_bytes, measure_generation
 from gprune.tinyvlm import load, make_scene
 
 ROWS, NEW_TOKENS = 3, 4
@@ -26,12 +26,13 @@ def tiny():
 @pytest.fixture(scope="module")
 def inputs(tiny):
     model, processor = tiny
-    asked = [([make_scene("test", 0, i).draw()], "how many shapes are there?") for i in range(ROWS)]
-    return prepare(model, processor, asked)
+    question = "how many shapes are there?"
+    prompts = [([make_scene("test", 0, index).draw()], question) for index in range(ROWS)]
+    return prepare(model, processor, prompts)
 
 
 def generate(model, inputs):
-    # Answers end after two tokens; without an end they have as many as they are allowed.
+    # Answers end after two tokens; without an end token they have NEW_TOKENS.
     return model.generate(
         **inputs, do_sample=False, max_new_tokens=NEW_TOKENS, eos_token_id=None, pad_token_id=0
     )
@@ -39,12 +40,12 @@ def generate(model, inputs):
 
 def test_a_full_run(tiny, inputs):
     model, _ = tiny
-    with measured(model) as cost:
+    with measure_generation(model) as cost:
         ids = generate(model, inputs)
     assert cost.calls == NEW_TOKENS == ids.shape[1] - inputs["input_ids"].shape[1]
     assert 0 < cost.prefill < cost.seconds
-    assert cost.decode == (cost.seconds - cost.prefill) / (NEW_TOKENS - 1)
-    assert cost.method == 0
+    assert cost.decode_step == (cost.seconds - cost.prefill) / (NEW_TOKENS - 1)
+    assert cost.selection == 0
     shape = LanguageModelShape.from_config(model.config)
     length = inputs["input_ids"].shape[1]
     assert cost.kv_bytes == ROWS * shape.kv_bytes(length, model.dtype.itemsize)
@@ -61,64 +62,64 @@ def test_a_pruned_run(tiny, inputs, monkeypatch):
         return choose(self, tokens, k)
 
     monkeypatch.setattr(UniformGridPruner, "choose", slow)
-    with pruner(model), measured(model, pruner) as cost:
+    with pruner(model), measure_generation(model, pruner) as cost:
         generate(model, inputs)
-    assert ROWS * 0.02 <= cost.method < cost.prefill
+    assert ROWS * 0.02 <= cost.selection < cost.prefill
     shape = LanguageModelShape.from_config(model.config)
     length = inputs["input_ids"].shape[1] - 256 + 64
     assert cost.kv_bytes == ROWS * shape.kv_bytes(length, model.dtype.itemsize)
     assert vars(pruner) == {"keep": 0.25}
 
 
-def test_the_clock_waits_for_the_accelerator(tiny, inputs, monkeypatch):
-    """What is read is read after waiting: at the ends, after the prefill, around selection."""
+def test_the_accelerator_is_synchronized_before_the_clock_is_read(tiny, inputs, monkeypatch):
+    """At the start and the end, after the prefill, and around the selection."""
     model, _ = tiny
     events = []
     perf_counter = time.perf_counter
-    monkeypatch.setattr(measure, "synchronize", lambda device: events.append("wait"))
+    monkeypatch.setattr(generation, "synchronize", lambda device: events.append("synchronize"))
     monkeypatch.setattr(
-        measure.time, "perf_counter", lambda: events.append("read") or perf_counter()
+        generation.time, "perf_counter", lambda: events.append("read") or perf_counter()
     )
     pruner = GPrune(0.5)
-    with pruner(model), measured(model, pruner):
+    with pruner(model), measure_generation(model, pruner):
         generate(model, inputs)
-    # Start; before and after the selection for all pictures; prefill; end. Others may read the
+    # Start; before and after the selection for all pictures; prefill; end. Other code may read the
     # clock too.
-    waits = [place for place, event in enumerate(events) if event == "wait"]
-    assert len(waits) == 5
-    assert all(events[place + 1] == "read" for place in waits)
+    synchronized = [index for index, event in enumerate(events) if event == "synchronize"]
+    assert len(synchronized) == 5
+    assert all(events[index + 1] == "read" for index in synchronized)
 
 
-def test_a_failure_leaves_nothing_behind(tiny, inputs):
+def test_an_exception_leaves_no_trace(tiny, inputs):
     model, _ = tiny
     pruner = GPrune(0.5)
-    with pytest.raises(RuntimeError, match="out of luck"), measured(model, pruner):
+    with pytest.raises(RuntimeError, match="out of luck"), measure_generation(model, pruner):
         raise RuntimeError("out of luck")
     assert not model._forward_hooks
     assert vars(pruner).keys() == vars(GPrune(0.5)).keys()
 
 
-def test_one_token_has_no_decoding():
-    assert Cost(seconds=2.0, prefill=1.0, calls=1).decode is None
+def test_a_single_token_has_no_decoding_step():
+    assert GenerationCost(seconds=2.0, prefill=1.0, calls=1).decode_step is None
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_peak_memory_is_of_the_block(tiny):
+def test_peak_memory_is_measured_inside_the_block(tiny):
     model, _ = tiny
     size = 200 * 2**20
-    with measured(model) as large:
+    with measure_generation(model) as large:
         torch.ones(size, dtype=torch.uint8)
-    with measured(model) as small:
+    with measure_generation(model) as small:
         torch.ones(1000, dtype=torch.uint8)
     assert large.memory_peak - large.memory_before >= 0.95 * size
-    # The process has held more before; the block has not.
+    # The process used more before the block; the block did not.
     assert small.memory_peak - small.memory_before < size / 4
 
 
-def test_unknown_memory_is_not_guessed(tiny, monkeypatch, tmp_path):
+def test_unknown_memory_is_none(tiny, monkeypatch, tmp_path):
     model, _ = tiny
-    monkeypatch.setattr(measure, "PROCESS", tmp_path / "absent")
-    with measured(model) as cost:
+    monkeypatch.setattr(generation, "PROCESS", tmp_path / "absent")
+    with measure_generation(model) as cost:
         pass
     assert cost.memory_before is None
     assert cost.memory_peak is None

@@ -1,1 +1,1 @@
-"""Hostile input: a few cases of each kind in the normal tests, many with `make fuzz`."""
+"""Tests with hostile input: some cases of each kind in the test suite, many in `make fuzz`."""

@@ -1,4 +1,4 @@
-"""Leaves out what needs atheris, which is no dependency (see `make fuzz-guided`)."""
+"""Excludes the module that needs atheris, which is not a dependency (see `make fuzz-guided`)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Cases for the edges: image files, JSONL files, links and command lines."""
+"""Cases for input from outside: image files, JSONL files, links, command lines, server settings."""
 
 from __future__ import annotations
 
@@ -19,12 +19,13 @@ from typer.testing import CliRunner
 
 import gprune
 from gprune import kept_count
-from gprune.ask.comparison import Settings
+from gprune.ask.comparison import ComparisonSettings
 from gprune.ask.prompts import open_image
-from gprune.cli import app, parse_keep
+from gprune.budget import parse_keep
+from gprune.cli import app
 from gprune.evaluation.tasks import read_jsonl
-from gprune.serving import settings as serving
-from gprune.serving.images import ImagePlan
+from gprune.serving.plan import ImagePlan, decode_keep, encode_keep
+from gprune.serving.settings import ServerSettings
 
 MOST_PIXELS = 200_000
 GPRUNE = str(Path(gprune.__file__).parent)
@@ -38,21 +39,21 @@ MODES = {
     "PPM": ("1", "L", "RGB"),
 }
 SIZES = ((1, 1), (1, 10_000), (10_000, 1), (7, 5), (64, 48), (600, 400))
-TURNED = (5, 6, 7, 8)  # EXIF orientations that swap width and height
+ROTATED = (5, 6, 7, 8)  # EXIF orientations that swap width and height
 ORIENTATION = 0x0112
 
 
 def check_refusal(error: Exception, naming: str = "") -> None:
-    """The library raised it by a sentence of its own, not Python or torch inside it."""
+    """Checks that gprune itself raised the error, not Python or torch, and with a sentence."""
     last = traceback.extract_tb(error.__traceback__)[-1]
-    ours = last.filename.startswith(GPRUNE) and (last.line or "").startswith("raise ")
-    assert ours, repr(error)
+    raised_here = last.filename.startswith(GPRUNE) and (last.line or "").startswith("raise ")
+    assert raised_here, repr(error)
     assert len(str(error)) > 20
     assert naming in str(error)
 
 
-def bomb(width: int, height: int) -> bytes:
-    """A PNG of a few bytes that claims to be huge."""
+def decompression_bomb(width: int, height: int) -> bytes:
+    """Returns a PNG of a few bytes whose header declares a huge size."""
     head = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
 
     def chunk(name: bytes, data: bytes) -> bytes:
@@ -65,33 +66,36 @@ def bomb(width: int, height: int) -> bytes:
 
 @st.composite
 def image_files(draw: st.DrawFn) -> tuple[bytes, tuple[int, int] | None]:
-    """The bytes of a file, and the upright size that it must be read with, or None if broken."""
+    """Draws a file's bytes, and the size it must have after EXIF rotation; None if broken."""
     if draw(st.integers(0, 19)) == 0:
         big = st.integers(1, 2**31 - 1)
         width, height = draw(big), draw(big)
-        return bomb(width, max(height, MOST_PIXELS // width + 1)), None
+        return decompression_bomb(width, max(height, MOST_PIXELS // width + 1)), None
     if draw(st.integers(0, 19)) == 0:
         return draw(st.binary(max_size=200)), None
     kind = draw(st.sampled_from(list(MODES)))
     mode = draw(st.sampled_from(MODES[kind]))
     size = draw(st.sampled_from(SIZES))
     orientation = draw(st.integers(0, 9)) if kind in ("PNG", "JPEG", "WEBP", "TIFF") else 1
-    data = encoded(kind, mode, size, orientation, draw(st.booleans()))
+    data = encode_picture(kind, mode, size, orientation, draw(st.booleans()))
     width, height = size
-    upright = (height, width) if orientation in TURNED else size
-    wrong = draw(st.sampled_from((None, None, "cut", "flip", "junk")))
-    if wrong is None:
+    upright = (height, width) if orientation in ROTATED else size
+    defect = draw(st.sampled_from((None, None, "cut", "flip", "junk")))
+    if defect is None:
         return data, upright if width * height <= MOST_PIXELS else None
-    place = draw(st.integers(0, len(data) - 1))
-    if wrong == "cut":
-        return data[:place], None
+    position = draw(st.integers(0, len(data) - 1))
+    if defect == "cut":
+        return data[:position], None
     junk = draw(st.binary(min_size=1, max_size=8))
-    if wrong == "flip":
-        return data[:place] + junk + data[place + len(junk) :], None
-    return data[:place] + junk + data[place:], None
+    if defect == "flip":
+        return data[:position] + junk + data[position + len(junk) :], None
+    return data[:position] + junk + data[position:], None
 
 
-def encoded(kind: str, mode: str, size: tuple[int, int], orientation: int, animated: bool) -> bytes:
+def encode_picture(
+    kind: str, mode: str, size: tuple[int, int], orientation: int, animated: bool
+) -> bytes:
+    """Encodes a gradient in a format and mode, with an EXIF orientation and further frames."""
     picture = Image.linear_gradient("L").resize(size).convert("L")
     if mode in ("I;16", "F"):
         picture = picture.convert("F") if mode == "F" else Image.new("I;16", size, 1000)
@@ -110,19 +114,19 @@ def encoded(kind: str, mode: str, size: tuple[int, int], orientation: int, anima
 
 
 def check_image(case: tuple[bytes, tuple[int, int] | None]) -> None:
-    """A whole file is read upright; a broken one is read within the limit or refused by name."""
+    """Checks that a valid file is read upright, a broken one within the limit or refused."""
     data, size = case
     with tempfile.NamedTemporaryFile(suffix=".png") as file:
         file.write(data)
         file.flush()
-        picture = refusal = None
+        picture = message = None
         try:
             picture = open_image(Path(file.name), MOST_PIXELS)
         except ValueError as error:
-            refusal = str(error)
+            message = str(error)
     if picture is None:
-        assert refusal.startswith(f"image {file.name!r} cannot be read: ")
-        assert size is None, f"a whole file was refused: {refusal}"
+        assert message.startswith(f"image {file.name!r} cannot be read: ")
+        assert size is None, f"a valid file was refused: {message}"
         return
     assert picture.mode == "RGB"
     assert picture.width * picture.height <= MOST_PIXELS
@@ -137,7 +141,7 @@ JSON = st.recursive(
     ),
     max_leaves=6,
 )
-GOOD_LINE = st.fixed_dictionaries(
+VALID_LINE = st.fixed_dictionaries(
     {
         "image": st.sampled_from(("a.png", "b.png")) | st.just(["a.png", "b.png"]),
         "question": st.text(max_size=12),
@@ -149,69 +153,69 @@ GOOD_LINE = st.fixed_dictionaries(
 
 @st.composite
 def jsonl_files(draw: st.DrawFn) -> tuple[bytes, int | None]:
-    """The bytes of a file, and how many examples it has to give, or None if it must be refused."""
+    """Draws a file's bytes, and its number of examples; None if it must be refused."""
     good = [
         json.dumps(line, ensure_ascii=False)
-        for line in draw(st.lists(GOOD_LINE, min_size=1, max_size=4))
+        for line in draw(st.lists(VALID_LINE, min_size=1, max_size=4))
     ]
-    wrong = draw(st.sampled_from((None, None, "json", "text", "bytes", "empty")))
-    if wrong is None:
+    defect = draw(st.sampled_from((None, None, "json", "text", "bytes", "empty")))
+    if defect is None:
         return "\n".join(good).encode(), len(good)
-    if wrong == "empty":
+    if defect == "empty":
         return draw(st.sampled_from((b"", b"\n\n", b"  "))), None
-    place = draw(st.integers(0, len(good)))
-    if wrong == "json":
+    position = draw(st.integers(0, len(good)))
+    if defect == "json":
         value = draw(JSON.filter(lambda value: not is_example(value)))
         line = json.dumps(value).encode()
-    elif wrong == "text":
+    elif defect == "text":
         line = b"{" + draw(st.text(max_size=20)).encode("utf-8", "replace").replace(b"\n", b"")
     else:
         line = draw(st.sampled_from((b"\xff\xfe{}", b'{"image": "\xe9"}', b"\x00", b"\x80")))
     lines = [line.encode() for line in good]
-    lines.insert(place, line)
+    lines.insert(position, line)
     return b"\n".join(lines), None
 
 
 def is_example(value: Any) -> bool:
-    """Whether a file may hold it: its fields are there, and texts or lists."""
+    """Checks whether a line with this value may be valid: the fields exist with possible types."""
     if not isinstance(value, dict) or not {"image", "question", "answer"} <= set(value):
         return False
     return all(isinstance(value[name], str | list) for name in ("image", "answer"))
 
 
 def check_jsonl(case: tuple[bytes, int | None]) -> None:
-    """A whole file is read; a broken one is refused by name."""
+    """Checks that a valid file is read, and a broken one is refused by name."""
     data, count = case
     with tempfile.TemporaryDirectory() as folder:
         for name in ("a.png", "b.png"):
             (Path(folder) / name).touch()
         path = Path(folder) / "cases.jsonl"
         path.write_bytes(data)
-        examples = refusal = None
+        examples = message = None
         try:
             examples = read_jsonl(path)
         except ValueError as error:
-            refusal = str(error)
+            message = str(error)
     if examples is None:
-        assert refusal.startswith(str(path))
-        assert count is None, f"a whole file was refused: {refusal}"
+        assert message.startswith(str(path))
+        assert count is None, f"a valid file was refused: {message}"
         return
-    assert count is not None, "a broken file was read"
+    assert count is not None, "a broken file was accepted"
     assert len(examples) == count
 
 
 def check_any_jsonl(data: bytes) -> None:
-    """Every line of a file that is read was JSON with the fields; other files are refused."""
+    """Checks that a file is accepted only if every line is JSON with the required fields."""
     try:
         rows = [json.loads(line) for line in data.split(b"\n") if line.strip()]
     except (ValueError, RecursionError):
         rows = []
-    whole = rows and all(map(is_example, rows))
+    valid = rows and all(map(is_example, rows))
     try:
-        check_jsonl((data, len(rows) if whole else None))
+        check_jsonl((data, len(rows) if valid else None))
     except AssertionError as error:
-        # Its pictures may be absent, its lists empty or of something else.
-        if not whole or "a whole file was refused" not in str(error):
+        # Its pictures may be missing, and its lists empty or of another type.
+        if not valid or "a valid file was refused" not in str(error):
             raise
 
 
@@ -223,18 +227,18 @@ QUERIES = st.dictionaries(
 
 
 def check_link(query: dict[str, str]) -> None:
-    """A link gives settings that make the same link again, or is refused with a sentence."""
-    settings = refusal = None
+    """Checks that a link is refused, or gives settings that produce the same link again."""
+    settings = message = None
     try:
-        settings = Settings.of_link(query)
+        settings = ComparisonSettings.from_query(query)
     except ValueError as error:
-        refusal = str(error)
+        message = str(error)
     if settings is None:
-        assert len(refusal) > 20
+        assert len(message) > 20
         return
     assert 0 < settings.keep <= 1
-    pairs = parse_qsl(settings.link(), keep_blank_values=True)
-    assert Settings.of_link(dict(pairs)).link() == settings.link()
+    pairs = parse_qsl(settings.to_query(), keep_blank_values=True)
+    assert ComparisonSettings.from_query(dict(pairs)).to_query() == settings.to_query()
 
 
 WORDS = st.sampled_from(
@@ -262,7 +266,7 @@ FLOPS = ("hidden-size", "intermediate-size", "layers", "heads", "kv-heads", "hea
 
 @st.composite
 def command_lines(draw: st.DrawFn) -> list[str]:
-    """Command lines that end before a model is loaded, most of them wrong somewhere."""
+    """Draws command lines that end before a model is loaded; most are invalid."""
     if draw(st.booleans()):
         words = ["flops"]
         for option in draw(st.sets(st.sampled_from((*FLOPS, "visual-tokens", "text-tokens")))):
@@ -290,7 +294,7 @@ def command_lines(draw: st.DrawFn) -> list[str]:
 
 
 def check_command(words: list[str]) -> None:
-    """It does its work, or ends with code 2 and a message; never with a trace."""
+    """Checks that a command succeeds or exits with code 2 and a message, never with a traceback."""
     result = CliRunner().invoke(app, words)
     problem = result.exception
     assert problem is None or isinstance(problem, SystemExit), (words, repr(problem))
@@ -300,7 +304,7 @@ def check_command(words: list[str]) -> None:
 
 
 def check_keep(text: str) -> None:
-    """A budget from a command line keeps something of every image, or is refused by name."""
+    """Checks that a command line's budget keeps a token of every image, or is refused by name."""
     try:
         keep = gprune.make("random", parse_keep(text)).keep
     except ValueError as error:
@@ -323,17 +327,17 @@ SERVING = st.fixed_dictionaries(
 
 
 def check_serving(value: Any) -> None:
-    """What JSON tells a server is taken and travels as it is, or is refused with a sentence."""
+    """Checks that a server's settings are refused, or survive encoding and decoding unchanged."""
     try:
-        settings = serving.Settings.from_config(SimpleNamespace(gprune=value))
+        settings = ServerSettings.from_config(SimpleNamespace(gprune=value))
     except (TypeError, ValueError) as error:
         check_refusal(error)
         return
     assert set(value) <= {"keep", "method", "options"}
     assert settings.label()
-    numbers = serving.encode(settings.keep)
+    numbers = encode_keep(settings.keep)
     plan = ImagePlan(576, 24, 24, numbers)
     assert ImagePlan.from_tensor(plan.to_tensor()) == plan
-    for kind, budget in serving.decode(numbers).items():
-        given = value["keep"][kind] if isinstance(value["keep"], dict) else value["keep"]
-        assert kept_count(576, budget) == kept_count(576, 1.0 if given == 1 else given)
+    for kind, budget in decode_keep(numbers).items():
+        keep = value["keep"][kind] if isinstance(value["keep"], dict) else value["keep"]
+        assert kept_count(576, budget) == kept_count(576, 1.0 if keep == 1 else keep)

@@ -1,8 +1,8 @@
 """Coverage-guided fuzzing of the edges: python -m tests.fuzz.guided images -runs=10000
 
-atheris (libFuzzer) sees which branches of gprune and Pillow an input reaches, and goes on from
-those that reach new ones; they are kept in out/fuzz, where the next run begins. What follows the
-name of the target is libFuzzer's: `-runs`, `-seed`. Ends with the failing input in a file there.
+atheris (libFuzzer) records which branches of gprune and Pillow an input reaches, and mutates inputs
+that reach new ones; these are kept in out/fuzz, where the next run starts. Arguments after the
+target's name are libFuzzer's, such as `-runs` and `-seed`. A failing input is written to out/fuzz.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ with atheris.instrument_imports(include=["gprune", "PIL"]):
 
     from tests.fuzz import edges
 
-    Image.init()  # Pillow imports a format's module when it first meets one: too late
+    Image.init()  # Pillow imports format modules lazily, which would be outside instrument_imports
 
 
 def check_image(data: bytes) -> None:
@@ -40,26 +40,30 @@ def check_serving(data: bytes) -> None:
     try:
         value = json.loads(data)
     except (ValueError, RecursionError):
-        return  # vLLM's own to refuse
+        return  # vLLM refuses this before gprune sees it
     edges.check_serving(value)
 
 
 @settings(database=None, deadline=None)
 @given(edges.command_lines())
 def check_command(words: list[str]) -> None:
-    """Bytes become command lines as Hypothesis makes them: others could start a server."""
+    """Lets Hypothesis build the command line from bytes: an arbitrary one could start a server."""
     edges.check_command(words)
 
 
-FOUND = Path("out/fuzz")
+CORPUS = Path("out/fuzz")
 ROW = {"image": "a.png", "question": "what?", "answer": ["1", "2"], "type": "count"}
-SERVED = {"keep": {"tile": 0.5, "image": 64}, "method": "gprune", "options": {"threshold": 0.7}}
-# What each target is given, and what it begins with.
+SERVING_CONFIG = {
+    "keep": {"tile": 0.5, "image": 64},
+    "method": "gprune",
+    "options": {"threshold": 0.7},
+}
+# Check and initial inputs of each target.
 TARGETS: dict[str, tuple[Callable[[bytes], object], list[bytes]]] = {
     "images": (
         check_image,
         [
-            edges.encoded(kind, mode, (7, 5), orientation, animated)
+            edges.encode_picture(kind, mode, (7, 5), orientation, animated)
             for kind, modes in edges.MODES.items()
             for mode in modes
             for orientation, animated in ((1, False), (6, True))
@@ -68,17 +72,17 @@ TARGETS: dict[str, tuple[Callable[[bytes], object], list[bytes]]] = {
     "jsonl": (edges.check_any_jsonl, [json.dumps(ROW).encode(), b"[]\n{}\n1"]),
     "links": (check_link, [b"question=what%3F&methods=gprune%2Ctome&keep=0.25&scene=4"]),
     "keeps": (check_keep, [b"0.36", b"64", b"1"]),
-    "serving": (check_serving, [json.dumps(SERVED).encode(), b'{"keep": 0.36}']),
+    "serving": (check_serving, [json.dumps(SERVING_CONFIG).encode(), b'{"keep": 0.36}']),
     "commands": (check_command.hypothesis.fuzz_one_input, [bytes(range(256))]),
 }
 
 
 def main(arguments: list[str]) -> None:
-    """Fuzzes the target that is named first; never returns."""
+    """Fuzzes the target named by the first argument; never returns."""
     if not arguments or arguments[0] not in TARGETS:
-        raise SystemExit(f"name one of {', '.join(TARGETS)}, then libFuzzer's options")
+        raise SystemExit(f"pass one of {', '.join(TARGETS)}, then libFuzzer's options")
     check, seeds = TARGETS[arguments[0]]
-    folder = FOUND / arguments[0]
+    folder = CORPUS / arguments[0]
     folder.mkdir(parents=True, exist_ok=True)
     for number, seed in enumerate(seeds):
         (folder / f"seed-{number}").write_bytes(seed)
@@ -87,7 +91,7 @@ def main(arguments: list[str]) -> None:
         check(data)
 
     atheris.Setup(
-        [sys.argv[0], f"-artifact_prefix={FOUND}/", *arguments[1:], str(folder)], one_input
+        [sys.argv[0], f"-artifact_prefix={CORPUS}/", *arguments[1:], str(folder)], one_input
     )
     atheris.Fuzz()
 

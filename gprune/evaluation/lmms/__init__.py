@@ -1,6 +1,7 @@
-"""Public benchmarks through lmms-eval's own command: ``lmms-eval --model gprune``.
+"""Runs public benchmarks with lmms-eval's own command: ``lmms-eval --model gprune``.
 
-lmms-eval is not a dependency: its registry finds this by the entry point in ``pyproject.toml``.
+lmms-eval is not a dependency: its registry finds this module by the entry point in
+``pyproject.toml``.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from typing import Any
 
 
 def manifest() -> Any:
-    """What lmms-eval's model registry asks for; the model itself is imported when it is used."""
+    """Returns the manifest for lmms-eval's registry, which imports the model class when used."""
     from lmms_eval.models.registry_v2 import ModelManifest
 
     return ModelManifest("gprune", chat_class_path="gprune.evaluation.lmms.model.PrunedLMM")

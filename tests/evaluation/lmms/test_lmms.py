@@ -1,6 +1,6 @@
-"""lmms-eval's own command with the tiny model, against `gprune eval` on the same questions.
+"""Compares lmms-eval's command on the tiny model with `gprune eval` on the same questions.
 
-Run by `make test-lmms`, in an environment that has lmms-eval.
+Run by `make test-lmms`, in an environment with lmms-eval.
 """
 
 from __future__ import annotations
@@ -17,13 +17,14 @@ import torch
 from PIL import Image
 
 from gprune import GPrune
-from gprune.evaluation.runner import Evaluation, Run
+from gprune.evaluation.runner import Evaluation
+from gprune.evaluation.runs import Run
 from gprune.evaluation.tasks import read_jsonl
 from gprune.tinyvlm import load
 from gprune.tinyvlm.model import checkpoint_folder
 from tests.evaluation.lmms.tiny_task import NAME, NEW_TOKENS, write
 
-pytest.importorskip("lmms_eval", reason="make test-lmms has its own environment")
+pytest.importorskip("lmms_eval", reason="lmms-eval is not installed; run make test-lmms")
 
 SCENES = 4
 CHECKPOINT = checkpoint_folder()
@@ -41,7 +42,7 @@ def questions(folder):
 
 @pytest.fixture(scope="module")
 def expected(questions, tmp_path_factory):
-    """What `gprune eval` gets of the same questions, by method."""
+    """Lines that `gprune eval` stores for the same questions, by method."""
     model, processor = load()
     processor.tokenizer.padding_side = "left"
     examples = read_jsonl(questions)
@@ -55,7 +56,7 @@ def expected(questions, tmp_path_factory):
 
 
 def command(folder, out, arguments, launcher=("-m", "lmms_eval")):
-    """Runs lmms-eval's command; returns its results and its samples by document."""
+    """Runs lmms-eval's command; returns its results and its samples in the documents' order."""
     settings = f"pretrained={CHECKPOINT},dtype=float32,{arguments}"
     options = ["--model", "gprune", "--model_args", settings, "--tasks", NAME, "--device", "cpu"]
     options += ["--include_path", str(folder), "--batch_size", "5", "--log_samples"]
@@ -84,7 +85,9 @@ def command(folder, out, arguments, launcher=("-m", "lmms_eval")):
         ("l2_norm", "method=l2_norm,keep=20"),
     ],
 )
-def test_its_own_command(folder, expected, tmp_path, method, arguments):
+def test_the_command_gives_the_same_answers_and_score(
+    folder, expected, tmp_path, method, arguments
+):
     results, samples = command(folder, tmp_path, arguments)
     lines = expected[method]
     assert [sample["filtered_resps"] for sample in samples] == [
@@ -96,11 +99,11 @@ def test_its_own_command(folder, expected, tmp_path, method, arguments):
     assert results["throughput"]["avg_visual_tokens"] == 256
     assert results["throughput"]["avg_kept_tokens"] == counts[method]
     if method == "full":
-        assert accuracy > 0.6  # the model sees the pictures
+        assert accuracy > 0.6  # the model needs the pictures for this
 
 
 def test_two_processes_share_the_documents(folder, expected, tmp_path):
-    """accelerate deals the documents out; the results are those of one process."""
+    """accelerate distributes the documents; the results equal those of one process."""
     launcher = ("-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2")
     launcher += ("--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no")
     launcher += ("-m", "lmms_eval")
@@ -121,7 +124,7 @@ def lmm():
 
 
 def request(content, **options):
-    """A request whose document is one user turn."""
+    """Returns a request whose document is one user turn, and the content of that turn."""
 
     def doc_to_messages(doc):
         return [{"role": "user", "content": doc}]
@@ -129,19 +132,19 @@ def request(content, **options):
     return SimpleNamespace(args=("", doc_to_messages, options, 0, NAME, "test")), content
 
 
-def asked(lmm, *pairs):
-    """Answers to requests, each with its content."""
+def answer(lmm, *pairs):
+    """Returns the answers to requests, each given with its content."""
     requests = []
     lmm.task_dict = {NAME: {"test": []}}
-    for number, (made, content) in enumerate(pairs):
+    for number, (request, content) in enumerate(pairs):
         lmm.task_dict[NAME]["test"].append(content)
-        made.args = (*made.args[:3], number, *made.args[4:])
-        requests.append(made)
+        request.args = (*request.args[:3], number, *request.args[4:])
+        requests.append(request)
     return [result.text for result in lmm.generate_until(requests)]
 
 
-def test_requests_of_every_kind(lmm):
-    """Other options in another batch, several pictures, none: answers come in the order asked."""
+def test_mixed_requests_are_answered_in_order(lmm):
+    """Requests with different options, with several pictures, and without a picture."""
     from gprune.tinyvlm import make_scene
 
     def image(index):
@@ -155,12 +158,12 @@ def test_requests_of_every_kind(lmm):
         request([image(0), image(1), text], max_new_tokens=4),
         request([text], max_new_tokens=4),
     ]
-    together = asked(lmm, *pairs)
-    assert together == [asked(lmm, pair)[0] for pair in pairs]
+    together = answer(lmm, *pairs)
+    assert together == [answer(lmm, pair)[0] for pair in pairs]
     assert together[0].isdigit()
 
 
-def test_it_prunes(lmm):
+def test_visual_tokens_are_pruned_and_logged(lmm):
     from lmms_eval.models.model_utils.gen_metrics import (
         get_logged_metrics_history,
         reset_logged_metrics,
@@ -169,16 +172,16 @@ def test_it_prunes(lmm):
     reset_logged_metrics()
     image = {"type": "image", "url": Image.new("RGB", (60, 80))}
     text = {"type": "text", "text": "how many shapes are there?"}
-    asked(lmm, request([image, text], max_new_tokens=2), request([text], max_new_tokens=2))
+    answer(lmm, request([image, text], max_new_tokens=2), request([text], max_new_tokens=2))
     history = get_logged_metrics_history()
-    counts = [(one.get("visual_tokens"), one.get("kept_tokens")) for one in history]
-    assert counts == [(128, 64)]  # means of a document with a picture and one without
+    counts = [(entry.get("visual_tokens"), entry.get("kept_tokens")) for entry in history]
+    assert counts == [(128, 64)]  # means over a document with a picture and one without
 
 
-def test_what_it_does_not_take_is_refused(lmm):
+def test_unsupported_requests_are_refused(lmm):
     video = {"type": "video", "url": "film.mp4"}
     with pytest.raises(ValueError, match="has video"):
-        asked(lmm, request([video]))
+        answer(lmm, request([video]))
     with pytest.raises(NotImplementedError, match="generate_until"):
         lmm.loglikelihood([])
     with pytest.raises(NotImplementedError, match="generate_until"):
@@ -196,36 +199,36 @@ def test_what_it_does_not_take_is_refused(lmm):
         ({"pretrained": "/nowhere"}, "cannot be loaded"),
     ],
 )
-def test_bad_arguments(arguments, message):
+def test_unusable_arguments_are_refused(arguments, message):
     from gprune.evaluation.lmms.model import PrunedLMM
 
     with pytest.raises(ValueError, match=message):
         PrunedLMM(**({"pretrained": str(CHECKPOINT), "method": "gprune"} | arguments))
 
 
-def test_arguments_of_a_method():
-    from gprune.evaluation.lmms.model import pruner_of
+def test_options_of_a_method():
+    from gprune.evaluation.lmms.model import make_pruner
 
-    assert pruner_of("gprune", 0.5, {"threshold": 0.7}) == GPrune(0.5, threshold=0.7)
-    # lmms-eval turns keep=1 into an int: everything, as on our own command line.
-    assert pruner_of("gprune", 1, {}) == GPrune(1.0)
+    assert make_pruner("gprune", 0.5, {"threshold": 0.7}) == GPrune(0.5, threshold=0.7)
+    # lmms-eval converts keep=1 to an int; it means everything, as on our command line.
+    assert make_pruner("gprune", 1, {}) == GPrune(1.0)
 
 
-def test_options_of_a_task():
-    from gprune.evaluation.lmms.model import cut, options_of
+def test_generation_options_of_a_task():
+    from gprune.evaluation.lmms.model import generation_options, truncate
 
     greedy = {"max_new_tokens": 16, "temperature": 0, "top_p": 1.0, "num_beams": 1, "until": "\n"}
-    assert options_of(greedy) == (
+    assert generation_options(greedy) == (
         {"max_new_tokens": 16, "num_beams": 1, "do_sample": False},
         ["\n"],
     )
-    sampled, until = options_of({"temperature": 0.7, "top_p": None, "until": ["a", "b"]})
+    sampled, until = generation_options({"temperature": 0.7, "top_p": None, "until": ["a", "b"]})
     assert sampled == {"temperature": 0.7, "max_new_tokens": 1024, "do_sample": True}
     assert until == ["a", "b"]
-    assert not options_of({"temperature": 0.7, "do_sample": False})[0]["do_sample"]
-    assert cut("one two\nthree", ["two", "\n", ""]) == "one"
+    assert not generation_options({"temperature": 0.7, "do_sample": False})[0]["do_sample"]
+    assert truncate("one two\nthree", ["two", "\n", ""]) == "one"
 
 
-def test_no_attention_kernel_is_changed_unasked(lmm):
+def test_the_default_attention_kernel_is_kept(lmm):
     assert lmm.model.config._attn_implementation == "sdpa"
     assert lmm.model.dtype == torch.float32

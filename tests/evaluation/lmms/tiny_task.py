@@ -1,4 +1,4 @@
-"""An lmms-eval task of the tiny model's held-out scenes: its YAML file, pictures and questions."""
+"""Writes an lmms-eval task of the tiny model's held-out scenes: YAML file, pictures, questions."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def doc_to_visual(doc):
 
 
 def write(folder: Path, scenes: int) -> Path:
-    """Writes the task for ``--include_path``; its questions are a file that `read_jsonl` reads."""
+    """Writes the task for ``--include_path``; returns its questions' file, for `read_jsonl`."""
     rows = []
     for index in range(scenes):
         scene = make_scene("test", 0, index)

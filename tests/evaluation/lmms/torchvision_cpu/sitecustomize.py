@@ -1,8 +1,8 @@
-"""Lets torchvision be imported on a machine without CUDA; for the tests alone.
+"""Makes torchvision importable on a machine without CUDA; only for the tests.
 
-The package index that tests must do with may have no CPU build of torchvision. The compiled part of
-its CUDA build does not load without CUDA, and its Python part then asks for operators that are
-missing. Declared, they import; called, they would fail, and nothing here calls them.
+A package index may have no CPU build of torchvision. The compiled part of the CUDA build does not
+load without CUDA, and the Python part then fails because operators are missing. This declares those
+operators, so that the import works; a call would fail, but no test calls them.
 """
 
 import importlib.util
