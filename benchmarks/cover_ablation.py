@@ -1,8 +1,9 @@
-"""GraphCover's parts on validation pictures: python benchmarks/cover_ablation.py
+"""Ablation of GraphCover on validation pictures: python benchmarks/cover_ablation.py
 
-The weight of place, merging, counting for what was merged, and a budget that follows the picture,
-calibrated on other pictures, chosen on the validation split of the tiny VLM's scenes and easy-VQA;
-the test split stays for `tiny_accuracy.py`. What is stored already is not computed again.
+Varies the weight of positions, merging, proportional attention (a merged token counts for its
+members), and an image-dependent budget that is calibrated on other pictures. Uses the validation
+split of the tiny VLM's scenes and of easy-VQA; the test split is left to `tiny_accuracy.py`.
+Variants with stored results are skipped.
 """
 
 from __future__ import annotations
@@ -11,14 +12,13 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 import typer
 from rich.console import Console
 from rich.progress import track
 from tiny_accuracy import summary, tally, write
-from torch import Tensor
 
 from gprune import (
     CoverBudget,
@@ -31,22 +31,23 @@ from gprune import (
     WeightedGPrune,
     make,
 )
-from gprune.ask.answers import quiet_transformers
-from gprune.pruners.base import MergingPruner
-from gprune.pruners.cover import into_nearest
+from gprune.ask.loading import quiet_transformers
+from gprune.pruners.joint_distance import joint_distances, nearest_members
+from gprune.pruners.reduction import Reduction
 from gprune.tinyvlm import load
-from gprune.training.accuracy import TYPES, encode, grid_of, held_out, score
+from gprune.training.accuracy import TYPES, Sample, encode, grid_of, held_out, score
 
-# The seed of the scenes on which a budget that follows the picture is calibrated.
-OTHERS = 7
+# Seed of the scenes on which image-dependent budgets are calibrated.
+CALIBRATION_SEED = 7
 
 
 @dataclass(frozen=True)
-class Counted(MergingPruner):
-    """The tokens of any method, each the mean of those nearest to it, and counting for them.
+class Counted(Pruner):
+    """Merges dropped tokens into the nearest kept ones, with proportional attention.
 
     Attributes:
-        method: whose tokens; nearest is what GraphCover's distance says.
+        method: name of the method that chooses the kept tokens. GraphCover's distance says which of
+            them is nearest.
     """
 
     method: str = "random"
@@ -54,10 +55,9 @@ class Counted(MergingPruner):
     name: ClassVar[str] = "counted"
     proportional: ClassVar[bool] = True
 
-    def partition(self, tokens: VisualTokens, k: int) -> tuple[Tensor, Tensor | None]:
+    def choose(self, tokens: VisualTokens, k: int) -> Reduction:
         kept = make(self.method, keep=k).select(tokens)
-        distance, _ = GraphCover(k).joint(tokens)
-        return kept, into_nearest(distance, kept)
+        return Reduction(kept, nearest_members(joint_distances(tokens), kept))
 
 
 @dataclass(frozen=True)
@@ -65,9 +65,9 @@ class Variant:
     """One row of the table.
 
     Attributes:
-        name: what it is called.
+        name: of the row.
         pruner: the method.
-        compact: whether tokens are numbered without gaps.
+        compact: numbers tokens without gaps.
     """
 
     name: str
@@ -75,8 +75,8 @@ class Variant:
     compact: bool = False
 
 
-def variants(keep: float, others: Sequence[VisualTokens]) -> Iterator[Variant]:
-    """GraphCover's parts, its nearest peer, and G-Prune's own parts."""
+def variants(keep: float, calibration: Sequence[VisualTokens]) -> Iterator[Variant]:
+    """Yields variants of GraphCover, of its closest peer DivPrune, and of G-Prune."""
     yield Variant("divprune", DivPrune(keep))
     for place in (0.0, 0.5, 1.0, 2.0, 4.0, 8.0):
         yield Variant(f"place {place:g}", GraphCover(keep, place=place))
@@ -93,15 +93,41 @@ def variants(keep: float, others: Sequence[VisualTokens]) -> Iterator[Variant]:
         if changed:
             yield Variant(f"gprune{name}, counted and merged", WeightedGPrune(keep, **changed))
     for place in (0.5, 2.0):
-        budget = CoverBudget.calibrated(keep, others, place=place)
+        budget = CoverBudget.calibrated(keep, calibration, place=place)
         yield Variant(f"place 1, budget by place {place:g}", GraphCover(budget))
+
+
+def load_stored(out: Path, again: bool) -> dict[str, Any]:
+    """Returns the stored results; none if there is no file or ``again`` is set."""
+    if again or not out.is_file():
+        return {"rows": []}
+    stored: dict[str, Any] = json.loads(out.read_text())
+    return stored
+
+
+def calibration_samples(scenes: int, easy_vqa: int) -> list[Sample]:
+    """Returns pictures other than the scored ones, in about the same mix."""
+    pool = held_out("validation", scenes // 2, easy_vqa + easy_vqa // 2, seed=CALIBRATION_SEED)
+    return pool[: scenes // 2] + pool[scenes // 2 + easy_vqa :]
+
+
+def table(rows: Sequence[dict[str, Any]], budgets: Sequence[float], full: dict[str, Any]) -> str:
+    """Formats macro accuracy as Markdown, a row for each variant."""
+    lines = [
+        f"| | {' | '.join(str(keep) for keep in budgets)} |",
+        "|---" * (1 + len(budgets)) + "|",
+    ]
+    for name in dict.fromkeys(row["variant"] for row in rows):
+        cells = [f"{row['macro']:.1f}" for row in rows if row["variant"] == name]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join([*lines, f"| all tokens | {full['macro']:.1f} |"]) + "\n"
 
 
 def main(
     scenes: Annotated[int, typer.Option(help="Validation scenes.")] = 200,
     easy_vqa: Annotated[int, typer.Option(help="Validation pictures of easy-VQA.")] = 70,
     keeps: Annotated[str, typer.Option(help="Budgets.")] = "0.36,0.25,0.1,0.05",
-    again: Annotated[bool, typer.Option("--again", help="Forget what is stored.")] = False,
+    again: Annotated[bool, typer.Option("--again", help="Ignore stored results.")] = False,
     out: Annotated[Path, typer.Option(help="Where to write the numbers.")] = Path(
         "benchmarks/results/cover_ablation.json"
     ),
@@ -109,37 +135,29 @@ def main(
     """Score every variant and print a Markdown table of macro accuracy."""
     quiet_transformers()
     model, _ = load()
-    grid = grid_of(model)
     samples = held_out("validation", scenes, easy_vqa)
-    # Other pictures, in about the same mix.
-    mixed = held_out("validation", scenes // 2, easy_vqa + easy_vqa // 2, seed=OTHERS)
-    calibration = mixed[: scenes // 2] + mixed[scenes // 2 + easy_vqa :]
     with torch.inference_mode():
         encoded = list(encode(model, samples))
-        others = [tokens for batch in encode(model, calibration) for tokens in batch.tokens]
+        batches = encode(model, calibration_samples(scenes, easy_vqa))
+        calibration = [tokens for batch in batches for tokens in batch.tokens]
     budgets = [float(keep) for keep in keeps.split(",")]
     out.parent.mkdir(parents=True, exist_ok=True)
-    stored = json.loads(out.read_text()) if out.is_file() and not again else {"rows": []}
+    stored = load_stored(out, again)
     done = {(row["keep"], row["variant"]): row for row in stored["rows"]}
     full = stored.get("full") or summary(tally(samples, score(model, samples)))
-    work = [(keep, variant) for keep in budgets for variant in variants(keep, others)]
-    order = [(keep, variant.name) for keep, variant in work]
-    todo = [(keep, variant) for keep, variant in work if (keep, variant.name) not in done]
-    for keep, variant in track(todo, "variants", console=Console(stderr=True)):
-        pruner, name = variant.pruner, variant.name
-        found = tally(samples, score(model, samples, pruner, encoded, variant.compact))
-        kept = sum(len(pruner.select(one)) for batch in encoded for one in batch.tokens)
-        share = kept / (len(samples) * grid**2)
-        done[keep, name] = {"variant": name, "keep": keep, "kept": share, **summary(found)}
-        rows = [done[one] for one in order if one in done]
+    work = {
+        (keep, variant.name): variant for keep in budgets for variant in variants(keep, calibration)
+    }
+    remaining = [key for key in work if key not in done]
+    for keep, name in track(remaining, "variants", console=Console(stderr=True)):
+        pruner, compact = work[keep, name].pruner, work[keep, name].compact
+        result = summary(tally(samples, score(model, samples, pruner, encoded, compact)))
+        kept = sum(len(pruner.select(tokens)) for batch in encoded for tokens in batch.tokens)
+        share = kept / (len(samples) * grid_of(model) ** 2)
+        done[keep, name] = {"variant": name, "keep": keep, "kept": share, **result}
+        rows = [done[key] for key in work if key in done]
         write(out, {"full": full, "rows": rows, "types": TYPES})
-    rows = [done[one] for one in order]
-    print(f"| | {' | '.join(str(keep) for keep in budgets)} |")
-    print("|---" * (1 + len(budgets)) + "|")
-    for name in dict.fromkeys(row["variant"] for row in rows):
-        cells = [f"{row['macro']:.1f}" for row in rows if row["variant"] == name]
-        print(f"| {name} | {' | '.join(cells)} |")
-    print(f"| all tokens | {full['macro']:.1f} |")
+    print(table([done[key] for key in work], budgets, full), end="")
 
 
 if __name__ == "__main__":

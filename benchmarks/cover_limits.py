@@ -1,8 +1,8 @@
-"""How well methods cover hard pictures: python benchmarks/cover_limits.py
+"""Measures how well methods cover hard pictures: python benchmarks/cover_limits.py
 
-Two numbers for what a method keeps: how far the loneliest token is from a kept one in GraphCover's
-own distance D, and in the plane, in patches. The table of docs/methods/graph_cover.md is what it
-prints; a test compares the two.
+Two covering radii of the kept tokens: the largest distance from a token to the nearest kept one in
+GraphCover's distance D, and in the plane, in patches. Prints the table of
+docs/methods/graph_cover.md; a test compares the two.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ import numpy as np
 from PIL import Image
 
 from gprune import GraphCover, Pruner, RandomPruner, make
-from gprune.ask.answers import quiet_transformers
-from gprune.evaluation.runner import RANDOM_SEEDS
+from gprune.ask.loading import quiet_transformers
+from gprune.evaluation.runs import RANDOM_SEEDS
 from gprune.tinyvlm import load, make_scene
-from gprune.tinyvlm.scenes import TINTS
+from gprune.tinyvlm.contents import TINTS
 
 RESULTS = Path(__file__).parent / "results" / "cover_limits.json"
 NAMES = ("graph_cover", "divprune", "gprune", "uniform_grid", "random")
 KEEPS = (0.25, 0.1, 0.05)
-COUNT = 6  # pictures of a kind, as many as there are tints
+COUNT = 6  # pictures of each kind, because there are six tints
 
 
 def pictures() -> dict[str, list[Image.Image]]:
-    """Some pictures of every kind."""
+    """Returns `COUNT` pictures of every kind."""
     kinds: dict[str, list[Image.Image]] = {
         "blank": [hard_pictures.blank(x) for x in TINTS.values()]
     }
@@ -47,14 +47,14 @@ def pictures() -> dict[str, list[Image.Image]]:
 
 
 def pruners(name: str, keep: float) -> list[Pruner]:
-    """One method, or random selection with three seeds."""
+    """Returns one pruner, or for random selection one per seed."""
     if name == "random":
         return [RandomPruner(keep, seed) for seed in RANDOM_SEEDS]
     return [make(name, keep=keep)]
 
 
 def measured(model: Any, kinds: dict[str, list[Image.Image]]) -> Iterable[dict[str, Any]]:
-    """For every kind, budget and method the mean radius in D and the mean gap in patches."""
+    """Yields mean radius in D and mean gap in patches for every kind, budget and method."""
     for kind, drawn in kinds.items():
         found: dict[tuple[float, str], list[tuple[float, float]]] = defaultdict(list)
         for picture in drawn:
@@ -72,17 +72,18 @@ def measured(model: Any, kinds: dict[str, list[Image.Image]]) -> Iterable[dict[s
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """The rows in Markdown: radius in D, and the gap in patches."""
+    """Formats rows as Markdown: radius in D, and gap in patches."""
     lines = [f"| | keep | {' | '.join(NAMES)} |", "|---" * (2 + len(NAMES)) + "|"]
     cells = {(row["picture"], row["keep"], row["method"]): row for row in rows}
     for kind, keep in dict.fromkeys((row["picture"], row["keep"]) for row in rows):
-        of = [cells[kind, keep, name] for name in NAMES]
-        shown = [f"{one['radius']:.2f} · {one['gap']:.1f}" for one in of]
-        lines.append(f"| {kind} | {keep} | {' | '.join(shown)} |")
+        results = [cells[kind, keep, name] for name in NAMES]
+        texts = [f"{row['radius']:.2f} · {row['gap']:.1f}" for row in results]
+        lines.append(f"| {kind} | {keep} | {' | '.join(texts)} |")
     return "\n".join(lines) + "\n"
 
 
 def main() -> None:
+    """Measures, stores the numbers and prints the table."""
     quiet_transformers()
     rows = list(measured(load()[0], pictures()))
     RESULTS.write_text(json.dumps(rows, indent=2) + "\n")

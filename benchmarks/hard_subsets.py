@@ -1,14 +1,15 @@
-"""The tiny model's accuracy on hard scenes: python benchmarks/hard_subsets.py
+"""Measures the tiny model's accuracy on hard scenes: python benchmarks/hard_subsets.py
 
-Validation scenes that are crowded, plain or full, noisy or faded, each with the questions that it
-can be asked: of a crowded scene with several texts, none about text. What is counted is the share
-of all questions that are answered right. Subsets that have been scored are not scored again.
+The subsets are validation scenes that are crowded, plain, full, noisy or faded, each with all
+questions that apply (none about text in a crowded scene with several texts). Accuracy is the share
+of all questions that are answered right. Subsets with stored results are skipped.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,9 +19,11 @@ import typer
 from PIL import Image
 
 from gprune import make
-from gprune.ask.answers import quiet_transformers
+from gprune.ask.loading import quiet_transformers
 from gprune.tinyvlm import load, make_scene
+from gprune.tinyvlm.scenes import Scene
 from gprune.training.accuracy import Sample, encode, score
+from gprune.training.labels import foreground
 
 RESULTS = Path(__file__).parent / "results" / "hard_subsets.json"
 NAMES = (
@@ -28,47 +31,54 @@ NAMES = (
     *("uniform_grid", "random"),
 )
 KEEPS = (0.25, 0.1)
-# Standard deviation of the noise, in levels of 256, and how much contrast is left.
+# Standard deviation of the noise in 8-bit levels, and the remaining contrast.
 NOISE, CONTRAST = 40.0, 0.4
-# Plain and full scenes are taken from so many times as many.
-AMONG = 3
+# Plain and full scenes are chosen from this many times as many.
+POOL_FACTOR = 3
 
 
 def noisy(picture: Image.Image, seed: int) -> Image.Image:
-    """The picture with Gaussian noise on every channel of every pixel."""
+    """Adds Gaussian noise to every channel of every pixel."""
     pixels = np.asarray(picture) + np.random.default_rng(seed).normal(0, NOISE, (*picture.size, 3))
     return Image.fromarray(pixels.round().clip(0, 255).astype(np.uint8))
 
 
 def faded(picture: Image.Image) -> Image.Image:
-    """The picture with less contrast, around mid-grey."""
+    """Reduces the contrast around mid-grey."""
     return Image.blend(Image.new("RGB", picture.size, (128, 128, 128)), picture, CONTRAST)
 
 
+def samples_of(scenes: Iterable[Scene]) -> list[Sample]:
+    """Draws scenes and asks all their questions."""
+    return [Sample(scene.draw(), scene.ask()) for scene in scenes]
+
+
 def ordinary(count: int) -> list[Sample]:
-    made = [make_scene("validation", 0, index) for index in range(count)]
-    return [Sample(scene.draw(), scene.ask()) for scene in made]
+    """Returns the first validation scenes."""
+    return samples_of(make_scene("validation", 0, index) for index in range(count))
 
 
 def crowded(count: int) -> list[Sample]:
-    made = [make_scene("validation", 0, index, crowded=True) for index in range(count)]
-    return [Sample(scene.draw(), scene.ask()) for scene in made]
+    """Returns crowded validation scenes."""
+    return samples_of(make_scene("validation", 0, index, crowded=True) for index in range(count))
 
 
 def by_foreground(count: int, most: bool) -> list[Sample]:
-    """The scenes with the least foreground, or the most, of some."""
-    made = [make_scene("validation", 0, index) for index in range(AMONG * count)]
-    made.sort(key=lambda scene: int(scene.foreground().sum()), reverse=most)
-    return [Sample(scene.draw(), scene.ask()) for scene in made[:count]]
+    """Returns the scenes with the least foreground, or the most, of a larger pool."""
+    scenes = [make_scene("validation", 0, index) for index in range(POOL_FACTOR * count)]
+    scenes.sort(key=lambda scene: int(foreground(scene).sum()), reverse=most)
+    return samples_of(scenes[:count])
 
 
 def with_noise(count: int) -> list[Sample]:
-    whole = enumerate(ordinary(count))
-    return [Sample(noisy(one.image, seed), one.questions) for seed, one in whole]
+    """Returns the ordinary scenes with noise."""
+    samples = enumerate(ordinary(count))
+    return [Sample(noisy(sample.image, seed), sample.questions) for seed, sample in samples]
 
 
 def with_little_contrast(count: int) -> list[Sample]:
-    return [Sample(faded(one.image), one.questions) for one in ordinary(count)]
+    """Returns the ordinary scenes with reduced contrast."""
+    return [Sample(faded(sample.image), sample.questions) for sample in ordinary(count)]
 
 
 SUBSETS: dict[str, Callable[[int], list[Sample]]] = {
@@ -82,39 +92,40 @@ SUBSETS: dict[str, Callable[[int], list[Sample]]] = {
 
 
 def scored(model: Any, samples: list[Sample]) -> dict[str, Any]:
-    """How many questions there are, and the share answered right, in %, by run."""
+    """Returns the number of pictures and questions, and the accuracy of each run in %."""
     with torch.inference_mode():
         encoded = list(encode(model, samples))
     runs = {"all tokens": None}
     runs |= {f"{name} {keep}": make(name, keep=keep) for keep in KEEPS for name in NAMES}
-    right = {
-        label: [one for many in score(model, samples, pruner, encoded) for one in many]
+    outcomes = {
+        label: list(itertools.chain(*score(model, samples, pruner, encoded)))
         for label, pruner in runs.items()
     }
-    shares = {label: 100 * float(np.mean(outcomes)) for label, outcomes in right.items()}
-    return {"pictures": len(samples), "questions": len(right["all tokens"]), "right": shares}
+    accuracy = {label: 100 * float(np.mean(right)) for label, right in outcomes.items()}
+    questions = len(outcomes["all tokens"])
+    return {"pictures": len(samples), "questions": questions, "right": accuracy}
 
 
 def table(results: dict[str, Any]) -> str:
-    """Markdown: a line for each subset and budget."""
+    """Formats results as Markdown, a row for each subset and budget."""
     lines = [
         f"| | questions | all tokens | keep | {' | '.join(NAMES)} |",
         "|---" * (4 + len(NAMES)) + "|",
     ]
-    for subset, found in results.items():
-        right = found["right"]
+    for subset, result in results.items():
+        right = result["right"]
         for keep in KEEPS:
             shares = " | ".join(f"{right[f'{name} {keep}']:.1f}" for name in NAMES)
-            head = f"| {subset} | {found['questions']} | {right['all tokens']:.1f}"
+            head = f"| {subset} | {result['questions']} | {right['all tokens']:.1f}"
             lines.append(f"{head} | {keep} | {shares} |")
     return "\n".join(lines) + "\n"
 
 
 def main(
-    count: Annotated[int, typer.Option(min=1, help="Pictures of a subset.")] = 100,
+    count: Annotated[int, typer.Option(min=1, help="Pictures per subset.")] = 100,
     out: Annotated[Path, typer.Option(help="Where to write the numbers.")] = RESULTS,
 ) -> None:
-    """Score what has not been scored yet and print a table."""
+    """Score the subsets without stored results and print a table."""
     quiet_transformers()
     model, _ = load()
     results = json.loads(out.read_text()) if out.is_file() else {}

@@ -1,8 +1,8 @@
-"""Mixed work in one process for a long time: python benchmarks/soak.py --minutes 30
+"""Prunes and generates in one process for a long time: python benchmarks/soak.py --minutes 30
 
-Memory has to stay flat and every answer has to be what it was the first time. Cases mix methods,
-budgets, greedy decoding, beams, batches of uneven prompts, prefill alone, and blocks left by an
-exception. Ends with an error if memory grows, an answer changes, or a hook stays behind.
+Cases mix methods, budgets, greedy decoding, beam search, batches of prompts of different lengths,
+prefill alone, and ``with`` blocks left by an exception. Exits with an error if memory grows, the
+answer to a repeated case changes, or a hook remains.
 """
 
 from __future__ import annotations
@@ -23,23 +23,23 @@ import typer
 from rich.progress import Progress, TimeElapsedColumn
 
 import gprune
-from gprune.ask.answers import quiet_transformers
+from gprune.ask.loading import quiet_transformers
 from gprune.ask.prompts import prepare
-from gprune.evaluation.bench import machine
+from gprune.costs.clock import machine_name
 from gprune.tinyvlm import load, make_scene
 
 KEEPS = (0.5, 0.25, 0.1, 7)
 MODES = ("greedy", "beams", "batch", "prefill", "failure")
 SCENES = range(3)
-# The tiny model sees no videos.
+# The tiny model takes no videos.
 METHODS = [name for name, method in gprune.pruners.METHODS.items() if method.scope != "video"]
-# Memory that a process may gain from its second quarter to its last: allocators keep some.
-MOST_GROWTH_MB = 30.0
+# Allowed growth of memory from the second quarter to the last: allocators keep some memory.
+MAX_GROWTH_MB = 30.0
 
 
 @dataclass(frozen=True)
 class Case:
-    """One call: a method, a budget, a scene, and what is done."""
+    """One call: a method, a budget, a mode and a scene."""
 
     method: str
     keep: float | int
@@ -48,18 +48,18 @@ class Case:
 
 
 def cases() -> Iterator[Case]:
-    """Combinations in a random order, the same on every run; every second one came before."""
-    every = list(itertools.product(METHODS, KEEPS, MODES, SCENES))
-    order = random.Random(0)
+    """Yields random cases in the same order on every run; every second one is a repetition."""
+    combinations = list(itertools.product(METHODS, KEEPS, MODES, SCENES))
+    rng = random.Random(0)
     seen: list[Case] = []
     while True:
-        seen.append(Case(*order.choice(every)))
+        seen.append(Case(*rng.choice(combinations)))
         yield seen[-1]
-        yield order.choice(seen)
+        yield rng.choice(seen)
 
 
 def perform(model: Any, processor: Any, case: Case) -> list[Any]:
-    """Does what a case says; what comes back has to be the same every time."""
+    """Runs a case; returns its output and the kept tokens, which must be the same every time."""
     pruner = gprune.make(case.method, case.keep)
     scene = make_scene("test", 0, case.scene)
     questions = [item.question for item in scene.ask()[: 3 if case.mode == "batch" else 1]]
@@ -68,22 +68,22 @@ def perform(model: Any, processor: Any, case: Case) -> list[Any]:
     if case.mode == "failure":
         with suppress(RuntimeError), pruner(model):
             model(**inputs, logits_to_keep=1)
-            raise RuntimeError("something else fails inside the block")
+            raise RuntimeError("raised on purpose inside the with block")
         return []
     with torch.inference_mode(), pruner(model) as pruned:
         if case.mode == "prefill":
-            said = model(**inputs, logits_to_keep=1).logits.argmax(-1)
+            output = model(**inputs, logits_to_keep=1).logits.argmax(-1)
         else:
-            said = model.generate(**inputs, do_sample=False, **options)
+            output = model.generate(**inputs, do_sample=False, **options)
         kept = [group.indices.tolist() for row in pruned.kept for group in row]
-    return [said.tolist(), kept]
+    return [output.tolist(), kept]
 
 
 def resident_mb() -> float:
-    """Memory of this process that is in RAM, in MB.
+    """Returns the resident memory of this process in MB.
 
     Raises:
-        OSError: the system has no /proc (Linux has).
+        OSError: there is no /proc, as outside Linux.
     """
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith("VmRSS:"):
@@ -92,7 +92,7 @@ def resident_mb() -> float:
 
 
 def soak(model: Any, processor: Any, seconds: float) -> dict[str, Any]:
-    """Performs cases for a time; returns counts, and memory at regular moments."""
+    """Runs cases for some seconds; returns counts, changed cases and 40 samples of memory."""
     first: dict[Case, list[Any]] = {}
     changed: list[Case] = []
     memory: list[float] = []
@@ -101,25 +101,25 @@ def soak(model: Any, processor: Any, seconds: float) -> dict[str, Any]:
     with Progress(*Progress.get_default_columns(), TimeElapsedColumn()) as progress:
         bar = progress.add_task("soaking", total=seconds)
         for case in cases():
-            passed = time.monotonic() - start
-            if passed >= seconds:
+            elapsed = time.monotonic() - start
+            if elapsed >= seconds:
                 break
             answer = perform(model, processor, case)
             if first.setdefault(case, answer) != answer:
                 changed.append(case)
             count += 1
-            if passed >= len(memory) * seconds / 40:
+            if elapsed >= len(memory) * seconds / 40:
                 gc.collect()
                 memory.append(resident_mb())
-            progress.update(bar, completed=passed)
+            progress.update(bar, completed=elapsed)
     return {"cases": count, "different": len(first), "changed": changed, "memory_mb": memory}
 
 
 def main(
-    minutes: Annotated[float, typer.Option(min=0.1, help="How long.")] = 30,
+    minutes: Annotated[float, typer.Option(min=0.1, help="Duration.")] = 30,
     out: Annotated[Path | None, typer.Option(help="Write the result as JSON.")] = None,
 ) -> None:
-    """Soak pruning and generation."""
+    """Run random cases, print a summary and fail if anything is not stable."""
     quiet_transformers()
     model, processor = load()
     processor.tokenizer.padding_side = "left"
@@ -136,9 +136,9 @@ def main(
     if out is not None:
         changed = [str(case) for case in result["changed"]]
         row = {**result, "changed": changed, "minutes": minutes, "growth_mb": growth}
-        out.write_text(json.dumps({"machine": machine(model.device), **row}, indent=2) + "\n")
+        out.write_text(json.dumps({"machine": machine_name(model.device), **row}, indent=2) + "\n")
     hooks = len(model._forward_pre_hooks) + len(model._forward_hooks)
-    if result["changed"] or growth > MOST_GROWTH_MB or hooks:
+    if result["changed"] or growth > MAX_GROWTH_MB or hooks:
         raise SystemExit(
             f"not stable: {result['changed'][:3]}, {growth:.1f} MB, {hooks} hooks left"
         )

@@ -1,7 +1,8 @@
-"""The tiny VLM's tokenizer: a closed vocabulary of words, built without downloading anything.
+"""The tiny VLM's prompt format: a tokenizer with a closed vocabulary, and the chat template.
 
-Digits and letters after the first are WordPiece continuations (``##7``): a text is read sign by
-sign, yet decodes to ``472`` rather than to ``4 7 2``. Each step of each edge of a box is a word.
+Nothing is downloaded. Digits and letters after the first are WordPiece continuations (``##7``), so
+that a text is one token per sign, yet decodes to ``472`` rather than to ``4 7 2``. Each bin of each
+edge of a box is a word, such as ``left3``.
 """
 
 from __future__ import annotations
@@ -9,21 +10,23 @@ from __future__ import annotations
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from gprune.tinyvlm.scenes import (
-    BINS,
-    COLORS,
-    DIGITS,
-    EDGES,
-    LETTERS,
-    PATTERNS,
-    SHAPES,
-    SIDES,
-    TINTS,
-)
+from gprune.tinyvlm.boxes import BINS, EDGES
+from gprune.tinyvlm.contents import COLORS, DIGITS, LETTERS, PATTERNS, SHAPES, SIDES, TINTS
 
 PAD, BOS, EOS, UNKNOWN, IMAGE = "<pad>", "<s>", "</s>", "<unk>", "<image>"
 
-# The words of the questions that `scenes` asks, then those of the third-party easy-VQA set.
+# A turn is the picture, then the question; an answer ends with the end-of-sequence token.
+CHAT_TEMPLATE = (
+    "{% for message in messages %}"
+    "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
+    "{% for part in message['content'] if part['type'] == 'image' %}<image>{% endfor %}"
+    "{% for part in message['content'] if part['type'] == 'text' %}{{ part['text'] }}{% endfor %}"
+    "{% endif %}"
+    "{% if message['role'] == 'assistant' %}{{ eos_token }}{% endif %}"
+    "{% endfor %}"
+)
+
+# Words of the questions about scenes, then of the third-party easy-VQA set.
 SCENE_WORDS = (
     "a above an are at background below color how image in is left many number object of "
     "pattern right shape shapes the there what written yes no ?"
@@ -33,18 +36,21 @@ MORE_SCENE_WORDS = "letters bigger than and same where"
 
 
 def words() -> list[str]:
-    """The vocabulary in the order of its ids, which the shipped checkpoints depend on."""
-    named = [*SHAPES, *COLORS, *TINTS, *PATTERNS, *SIDES["columns"], *SIDES["rows"]]
-    asked = f"{SCENE_WORDS} {EASY_VQA_WORDS}".split()
+    """Returns the vocabulary in the order of its token ids.
+
+    The shipped checkpoints depend on this order.
+    """
+    names = [*SHAPES, *COLORS, *TINTS, *PATTERNS, *SIDES["columns"], *SIDES["rows"]]
+    question_words = f"{SCENE_WORDS} {EASY_VQA_WORDS}".split()
     digits = [*DIGITS, *(f"##{digit}" for digit in DIGITS)]
-    first = [PAD, BOS, EOS, UNKNOWN, IMAGE, *named, *asked, *digits]
+    first = [PAD, BOS, EOS, UNKNOWN, IMAGE, *names, *question_words, *digits]
     letters = [*LETTERS, *(f"##{letter}" for letter in LETTERS)]
     edges = [f"{edge}{step}" for edge in EDGES for step in range(BINS)]
     return list(dict.fromkeys([*first, *MORE_SCENE_WORDS.split(), *letters, *edges]))
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
-    """A fast tokenizer that lower-cases, splits at spaces and punctuation, and begins with BOS."""
+    """Builds a tokenizer that lower-cases, splits at spaces and punctuation, and prepends BOS."""
     vocabulary = {word: index for index, word in enumerate(words())}
     tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token=UNKNOWN))
     tokenizer.normalizer = normalizers.Lowercase()
@@ -67,14 +73,18 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def unknown_words(tokenizer: PreTrainedTokenizerFast, text: str) -> list[str]:
-    """The words of ``text`` that the tokenizer has no token for."""
+    """Returns the words of ``text`` that are not in the vocabulary."""
     split = tokenizer.backend_tokenizer.pre_tokenizer.pre_tokenize_str(text.lower())
     words = [word for word, _ in split if word not in tokenizer.all_special_tokens]
     return [word for word in words if UNKNOWN in tokenizer.tokenize(word)]
 
 
 def require_known(tokenizer: PreTrainedTokenizerFast, question: str) -> None:
-    """Raises ValueError if ``question`` has words that the tiny model never saw."""
+    """Checks that every word of ``question`` is in the vocabulary.
+
+    Raises:
+        ValueError: a word is unknown.
+    """
     unknown = unknown_words(tokenizer, question)
     if unknown:
         raise ValueError(

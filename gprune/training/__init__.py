@@ -1,1 +1,1 @@
-"""How the shipped models were made."""
+"""Trains the shipped tiny models: ``python -m gprune.training --out FOLDER``."""

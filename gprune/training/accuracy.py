@@ -1,4 +1,4 @@
-"""How often the tiny VLM answers right, by question type, with any pruner."""
+"""Measures how often the tiny VLM answers right, by question type, with any pruner."""
 
 from __future__ import annotations
 
@@ -9,17 +9,18 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from transformers import LlavaForConditionalGeneration
+from transformers import LlavaForConditionalGeneration, PreTrainedTokenizerFast
 
 from gprune.pruners import Pruner
-from gprune.pruners.base import merged, standing_for
 from gprune.tinyvlm import easyvqa
-from gprune.tinyvlm.scenes import GRID, QUESTION_TYPES, Question, make_scene
+from gprune.tinyvlm.contents import GRID
+from gprune.tinyvlm.questions import QUESTION_TYPES, Question
+from gprune.tinyvlm.scenes import make_scene
 from gprune.tinyvlm.vocabulary import build_tokenizer
 from gprune.tokens import VisualTokens
-from gprune.training.packing import answered, pack, said
+from gprune.training.packing import decode_answers, grade_answers, pack
 
-# In the order of tables: our own, then the third-party set.
+# In the order of tables: our own types, then the third-party dataset.
 TYPES = (*QUESTION_TYPES, "easy_vqa")
 
 
@@ -34,14 +35,14 @@ class Sample:
 def held_out(
     split: str, scenes: int, easy_vqa: int, seed: int = 0, grid: int = GRID
 ) -> list[Sample]:
-    """The first pictures of a split: generated scenes, then the official easy-VQA ones.
+    """Returns the first pictures of a split: generated scenes, then easy-VQA's pictures.
 
     Args:
         split: ``validation`` or ``test``.
-        scenes: how many generated scenes.
-        easy_vqa: how many easy-VQA pictures, each with at most eight of its questions.
+        scenes: number of generated scenes.
+        easy_vqa: number of easy-VQA pictures, each with at most eight of its questions.
         seed: of the scenes.
-        grid: patches a side of the model that will see them.
+        grid: patches per side of the model.
     """
     generated = (make_scene(split, seed, index) for index in range(scenes))
     samples = [Sample(scene.draw(grid), scene.ask()) for scene in generated]
@@ -53,7 +54,12 @@ def held_out(
 
 
 def with_other_pictures(samples: Sequence[Sample], scenes: int) -> list[Sample]:
-    """Every question about the next picture of its kind; the first ``scenes`` are generated."""
+    """Pairs every question with the next picture of the same source.
+
+    Args:
+        samples: from `held_out`.
+        scenes: how many of them, the first, are generated scenes.
+    """
     return [
         Sample(other.image, sample.questions)
         for part in (samples[:scenes], samples[scenes:])
@@ -62,7 +68,10 @@ def with_other_pictures(samples: Sequence[Sample], scenes: int) -> list[Sample]:
 
 
 def to_pixels(pictures: Sequence[Image.Image]) -> Tensor:
-    """What the image processor makes of pictures that already have the right size, [b, 3, h, w]."""
+    """Normalises pictures to [-1, 1] as the image processor does, float32 [b, 3, h, w].
+
+    The pictures must already have the model's size.
+    """
     stacked = torch.from_numpy(np.stack([np.asarray(picture) for picture in pictures]))
     return stacked.permute(0, 3, 1, 2).float() / 127.5 - 1
 
@@ -70,9 +79,11 @@ def to_pixels(pictures: Sequence[Image.Image]) -> Tensor:
 def tower_tokens(
     model: LlavaForConditionalGeneration, pixels: Tensor
 ) -> tuple[Tensor, Tensor | None]:
-    """The vision tower's patch features before the projector [b, n, width], and CLS [b, width].
+    """Runs the vision tower.
 
-    There is no CLS token in every tower.
+    Returns:
+        the patch features before the projector, [b, n, width]; and the CLS token, [b, width], or
+        None if the tower has none.
     """
     hidden: Tensor = model.model.vision_tower(pixels).last_hidden_state
     patches = hidden[:, -(grid_of(model) ** 2) :]
@@ -80,19 +91,19 @@ def tower_tokens(
 
 
 def vision_features(model: LlavaForConditionalGeneration, pixels: Tensor) -> Tensor:
-    """The vision tower's patch features before the projector, [b, n, width]."""
+    """Returns the vision tower's patch features before the projector, [b, n, width]."""
     return tower_tokens(model, pixels)[0]
 
 
 def grid_of(model: LlavaForConditionalGeneration) -> int:
-    """Patches a side."""
+    """Returns the number of patches per side."""
     vision = model.config.vision_config
     return int(vision.image_size // vision.patch_size)
 
 
 @dataclass(frozen=True, eq=False)
 class Encoded:
-    """Some pictures as a pruner sees them, each with the questions that are asked about it."""
+    """The visual tokens of some pictures, as a pruner receives them, with their questions."""
 
     tokens: list[VisualTokens]
     questions: list[list[Question]]
@@ -101,7 +112,7 @@ class Encoded:
 def encode(
     model: LlavaForConditionalGeneration, samples: Sequence[Sample], batch: int = 16
 ) -> Iterator[Encoded]:
-    """The projected features of pictures, a batch at a time."""
+    """Yields the projected features of pictures, ``batch`` pictures at a time."""
     grid = (grid_of(model),) * 2
     for start in range(0, len(samples), batch):
         part = samples[start : start + batch]
@@ -119,38 +130,48 @@ def score(
     encoded: Iterable[Encoded] | None = None,
     compact: bool = False,
 ) -> list[list[bool]]:
-    """Whether greedy decoding gives each question's whole answer, by picture.
+    """Returns whether greedy decoding gives the whole answer to each question, by picture.
 
     Selects and numbers tokens as ``with pruner(model)`` does, but asks all questions of a picture
-    in one pass; a test holds the two against each other.
+    in one pass; a test compares the two.
 
     Args:
         model: in evaluation mode.
         samples: pictures with questions.
         pruner: None keeps all tokens.
-        encoded: what `encode` makes of the samples, where several pruners see them or one that
-            reads more than features.
+        encoded: from `encode`, to share it between pruners, or with signals beside the features for
+            a method that reads them.
         compact: numbers tokens without gaps, as ``positions="compact"`` does.
     """
     tokenizer = build_tokenizer()
-    visual = grid_of(model) ** 2
     outcomes: list[list[bool]] = []
     for batch in encoded or encode(model, samples):
-        kept = [reduced(one, pruner) for one in batch.tokens]
-        found: dict[int, list[bool]] = {}
-        # Pictures with as many tokens go together; with a fixed budget, all of them.
-        for count in sorted({len(places) for places, _, _ in kept}):
-            rows = [row for row, (places, _, _) in enumerate(kept) if len(places) == count]
-            questions = [batch.questions[row] for row in rows]
-            packed = pack(questions, tokenizer, count if compact else visual)
-            parts = zip(*(kept[row] for row in rows), strict=True)
-            places, few, stands = (torch.stack(part) for part in parts)
-            if compact:
-                places = torch.arange(count).expand_as(places)
-            right = answered(said(model, few, packed, places, stands), packed, tokenizer)
-            found.update(zip(rows, right, strict=True))
-        outcomes += [found[row] for row in range(len(kept))]
+        outcomes += _score_batch(model, batch, pruner, compact, tokenizer)
     return outcomes
+
+
+def _score_batch(
+    model: LlavaForConditionalGeneration,
+    batch: Encoded,
+    pruner: Pruner | None,
+    compact: bool,
+    tokenizer: PreTrainedTokenizerFast,
+) -> list[list[bool]]:
+    """Scores one batch of pictures, see `score`."""
+    reductions = [reduced(tokens, pruner) for tokens in batch.tokens]
+    outcomes: dict[int, list[bool]] = {}
+    # One pass for all pictures with the same number of kept tokens: with a fixed budget, for all.
+    for count in sorted({len(kept) for kept, _, _ in reductions}):
+        rows = [row for row, (kept, _, _) in enumerate(reductions) if len(kept) == count]
+        questions = [batch.questions[row] for row in rows]
+        packed = pack(questions, tokenizer, count if compact else grid_of(model) ** 2)
+        parts = zip(*(reductions[row] for row in rows), strict=True)
+        kept, features, member_counts = (torch.stack(part) for part in parts)
+        if compact:
+            kept = torch.arange(count).expand_as(kept)
+        predicted = decode_answers(model, features, packed, kept, member_counts)
+        outcomes.update(zip(rows, grade_answers(predicted, packed, tokenizer), strict=True))
+    return [outcomes[row] for row in range(len(reductions))]
 
 
 def reduced(tokens: VisualTokens, pruner: Pruner | None) -> tuple[Tensor, Tensor, Tensor]:
@@ -163,18 +184,16 @@ def reduced(tokens: VisualTokens, pruner: Pruner | None) -> tuple[Tensor, Tensor
     if pruner is None:
         every = torch.arange(len(tokens))
         return every, tokens.features, torch.ones(len(tokens))
-    if not pruner.proportional:
-        kept, features = pruner.reduce(tokens)
-        return kept, features, torch.ones(len(kept))
-    kept, members = pruner.reduce_groups([tokens])[0]
-    assert members is not None  # what counts for others has them merged into it
-    return kept, merged(tokens.features, members, len(kept)), standing_for(kept, members)
+    reduction = pruner.reduce(tokens)
+    features = reduction.features(tokens.features)
+    counts = reduction.member_counts() if pruner.proportional else torch.ones(len(features))
+    return reduction.positions(len(tokens)), features, counts
 
 
 def by_type(samples: Sequence[Sample], outcomes: Sequence[Sequence[bool]]) -> dict[str, list[bool]]:
-    """The outcomes of `score` by question type, in the order of `TYPES`."""
-    right: dict[str, list[bool]] = {kind: [] for kind in TYPES}
+    """Groups the outcomes of `score` by question type, in the order of `TYPES`."""
+    grouped: dict[str, list[bool]] = {kind: [] for kind in TYPES}
     for sample, results in zip(samples, outcomes, strict=True):
-        for question, good in zip(sample.questions, results, strict=True):
-            right[question.kind].append(good)
-    return {kind: results for kind, results in right.items() if results}
+        for question, right in zip(sample.questions, results, strict=True):
+            grouped[question.kind].append(right)
+    return {kind: results for kind, results in grouped.items() if results}

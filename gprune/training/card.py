@@ -1,4 +1,4 @@
-"""What stands beside a trained checkpoint: its model card, how it was trained, and checksums."""
+"""Writes the files beside a trained checkpoint: model card, recipe, training log and checksums."""
 
 from __future__ import annotations
 
@@ -14,39 +14,34 @@ import torch
 from transformers import LlavaForConditionalGeneration
 
 from gprune.evaluation.metrics import Record, Tally
-from gprune.tinyvlm.scenes import SHARED
+from gprune.tinyvlm.boxes import MIN_IOU
+from gprune.tinyvlm.contents import PATCH_SIZE
 from gprune.tinyvlm.vocabulary import build_tokenizer
-from gprune.training.accuracy import (
-    Sample,
-    by_type,
-    grid_of,
-    held_out,
-    score,
-    with_other_pictures,
-)
-from gprune.training.packing import answered, pack, said
+from gprune.training.accuracy import Sample, by_type, grid_of, held_out, score, with_other_pictures
+from gprune.training.packing import decode_answers, grade_answers, pack
 
-CARD, SUMS, LOG = "README.md", "SHA256SUMS", "training.jsonl"
-# The share of right answers with all tokens below which a type of question is no evidence.
-GATE = {"relation": 80.0, "box": 80.0}
-OTHERS_GATE = 90.0
+CARD_FILE, SUMS_FILE, TRAINING_LOG = "README.md", "SHA256SUMS", "training.jsonl"
+# A question type is evidence only from this accuracy on with all tokens, in %: by type, and for
+# every other type.
+GATES = {"relation": 80.0, "box": 80.0}
+DEFAULT_GATE = 90.0
 
 
 def gate(kind: str) -> float:
-    """What a type has to reach with all tokens to count as evidence, in %."""
-    return GATE.get(kind, OTHERS_GATE)
+    """Returns the accuracy with all tokens, in %, from which on a question type is evidence."""
+    return GATES.get(kind, DEFAULT_GATE)
 
 
 @dataclass(frozen=True)
 class Accuracy:
-    """Right answers on the test split in %, by type of question.
+    """Accuracy on the test split in %, by question type.
 
     Attributes:
         full: with the picture.
         intervals: 95% bootstrap intervals of ``full``, over pictures.
         another: with another picture.
         blind: without a picture.
-        questions: how many there are.
+        questions: number of questions.
     """
 
     full: dict[str, float]
@@ -62,51 +57,54 @@ class Accuracy:
 
 
 def measure(model: LlavaForConditionalGeneration, scenes: int, easy_vqa: int) -> Accuracy:
-    """The accuracy of a model in evaluation mode.
+    """Measures the accuracy of a model on the test split.
 
     Args:
-        model: in float32.
-        scenes: how many generated pictures of the test split.
-        easy_vqa: how many of easy-VQA's.
+        model: in float32, in evaluation mode.
+        scenes: number of generated scenes.
+        easy_vqa: number of easy-VQA pictures.
     """
     samples = held_out("test", scenes, easy_vqa, grid=grid_of(model))
-    right = score(model, samples)
+    outcomes = score(model, samples)
+    grouped = by_type(samples, outcomes)
     return Accuracy(
-        shares(samples, right),
-        {kind: tally_of(kind, samples, right).interval for kind in by_type(samples, right)},
-        shares(samples, score(model, with_other_pictures(samples, scenes))),
-        shares(samples, unseen(model, samples)),
-        {kind: len(results) for kind, results in by_type(samples, right).items()},
+        full=shares(samples, outcomes),
+        intervals={kind: tally_type(kind, samples, outcomes).interval for kind in grouped},
+        another=shares(samples, score(model, with_other_pictures(samples, scenes))),
+        blind=shares(samples, score_without_pictures(model, samples)),
+        questions={kind: len(results) for kind, results in grouped.items()},
     )
 
 
 @torch.inference_mode()
-def unseen(model: LlavaForConditionalGeneration, samples: Sequence[Sample]) -> list[list[bool]]:
-    """Whether each question is answered right without its picture, by picture."""
+def score_without_pictures(
+    model: LlavaForConditionalGeneration, samples: Sequence[Sample]
+) -> list[list[bool]]:
+    """Returns whether each question is answered right without visual tokens, by picture."""
     tokenizer = build_tokenizer()
     outcomes: list[list[bool]] = []
     for sample in samples:
         packed = pack([sample.questions], tokenizer, grid_of(model) ** 2)
-        nothing = torch.empty(1, 0, model.config.text_config.hidden_size)
-        outcomes += answered(said(model, nothing, packed), packed, tokenizer)
+        features = torch.empty(1, 0, model.config.text_config.hidden_size)
+        outcomes += grade_answers(decode_answers(model, features, packed), packed, tokenizer)
     return outcomes
 
 
 def shares(samples: Sequence[Sample], outcomes: Sequence[Sequence[bool]]) -> dict[str, float]:
-    """Right answers by type, in %."""
+    """Returns the share of right answers by question type, in %."""
     return {
         kind: 100 * sum(results) / len(results)
         for kind, results in by_type(samples, outcomes).items()
     }
 
 
-def tally_of(kind: str, samples: Sequence[Sample], outcomes: Sequence[Sequence[bool]]) -> Tally:
-    """The outcomes of one type of question."""
-    return Tally.of(
+def tally_type(kind: str, samples: Sequence[Sample], outcomes: Sequence[Sequence[bool]]) -> Tally:
+    """Tallies the outcomes of one question type by picture."""
+    return Tally.from_records(
         [
-            Record("", str(picture), kind, "", good)
+            Record("", str(picture), kind, "", right)
             for picture, (sample, results) in enumerate(zip(samples, outcomes, strict=True))
-            for question, good in zip(sample.questions, results, strict=True)
+            for question, right in zip(sample.questions, results, strict=True)
             if question.kind == kind
         ]
     )
@@ -115,89 +113,63 @@ def tally_of(kind: str, samples: Sequence[Sample], outcomes: Sequence[Sequence[b
 def write(
     folder: Path, recipe: dict[str, Any], log: Path, accuracy: Accuracy, pictures: tuple[int, int]
 ) -> None:
-    """Writes the card, the training log and the checksums beside the weights in ``folder``.
+    """Writes card, recipe, training log and checksums beside the weights.
 
     Args:
         folder: of the checkpoint.
-        recipe: it was trained with.
+        recipe: fields of the `Recipe` of the run.
         log: of the run.
         accuracy: on the test split.
-        pictures: how many scenes and how many of easy-VQA that was.
+        pictures: number of scenes and of easy-VQA pictures behind ``accuracy``.
     """
-    shutil.copyfile(log, folder / LOG)
+    shutil.copyfile(log, folder / TRAINING_LOG)
     records = [json.loads(line) for line in log.read_text().splitlines()]
     (folder / "recipe.json").write_text(json.dumps(recipe, indent=2) + "\n")
-    (folder / CARD).write_text(text_of(recipe, records, accuracy, pictures))
-    sums = sums_of(folder)
-    (folder / SUMS).write_text("".join(f"{value}  {name}\n" for name, value in sums.items()))
+    (folder / CARD_FILE).write_text(card_text(recipe, records, accuracy, pictures))
+    sums = checksums(folder)
+    (folder / SUMS_FILE).write_text("".join(f"{value}  {name}\n" for name, value in sums.items()))
 
 
-def sums_of(folder: Path) -> dict[str, str]:
-    """The SHA-256 of every file of a checkpoint but that of the checksums, by name."""
-    files = sorted(file for file in folder.iterdir() if file.name != SUMS)
+def checksums(folder: Path) -> dict[str, str]:
+    """Returns the SHA-256 of every file of a checkpoint by name, without the checksum file."""
+    files = sorted(file for file in folder.iterdir() if file.name != SUMS_FILE)
     return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
 
 
-def options_of(recipe: dict[str, Any]) -> str:
-    """The options of the training command that a recipe was given by."""
+def command_options(recipe: dict[str, Any]) -> str:
+    """Returns the options of the training command that reproduce a recipe."""
     options = {"tower": recipe["architecture"]["tower"], "seed": recipe["seed"]}
     if recipe["objective"] != "patches":
         options["objective"] = recipe["objective"]
     if recipe["language"] is not None:
-        # What is taught of a language model that is there already is a matter of its own.
+        # A run from a trained language model has a schedule of its own.
         names = ("language", "patch_steps", "answer_steps", "answer_rate")
         options |= {name: recipe[name] for name in names}
     return "".join(f" --{name.replace('_', '-')} {value}" for name, value in options.items())
 
 
-def text_of(
-    recipe: dict[str, Any],
-    records: Sequence[dict[str, Any]],
-    accuracy: Accuracy,
-    pictures: tuple[int, int],
-) -> str:
-    """The model card, in Markdown; arguments as of `write`."""
-    architecture = recipe["architecture"]
-    stages = {record["stage"]: record for record in records}
-    trained = "\n".join(
-        f"| {stage} | {record['step']} | {record['seconds'] / 60:.0f} | "
-        f"{record['step'] * recipe['batch'] / record['seconds']:.1f} |"
-        for stage, record in stages.items()
-    )
-    rows = "\n".join(
-        f"| {kind.replace('_', ' ')} | {accuracy.questions[kind]} | {share:.1f} "
-        f"({low:.1f} to {high:.1f}) | {accuracy.another[kind]:.1f} | {accuracy.blind[kind]:.1f} | "
-        f"{'yes' if kind in accuracy.passed else 'no'} |"
-        for kind, share in accuracy.full.items()
-        for low, high in [accuracy.intervals[kind]]
-    )
-    grid = architecture["grid"]
-    taught = {
-        "patches": "to tell its patches apart in words",
-        "captions": "to tell regions and whole pictures apart in phrases",
-    }[recipe["objective"]]
-    language = "from scratch"
-    if recipe["language"] is not None:
-        language = f"began with that of {recipe['language']}, tower and projector from scratch"
-    return f"""---
+CARD = """\
+---
 license: apache-2.0
 library_name: transformers
 pipeline_tag: image-text-to-text
 ---
 
-# gprune's tiny VLM, {architecture["tower"]}
+# gprune's tiny VLM, {tower}
 
-A small LLaVA in transformers' own classes, trained by the library gprune (`python -m
-gprune.training.train{options_of(recipe)}`) to measure what pruning visual tokens does to answers.
-It is no model for any other use.
+A small LLaVA in transformers' own classes that measures what pruning visual tokens does to answers.
+It is not meant for any other use. The library gprune trained it with
 
-- **Architecture**: {architecture["tower"]} vision tower of width {architecture["vision_width"]} and
-  {architecture["vision_layers"]} layers on {8 * grid} x {8 * grid} pixels in patches of 8, so
-  {grid**2} visual tokens; two-layer projector; Llama of width {architecture["text_width"]} and
-  {architecture["text_layers"]} layers. Weights in bfloat16. `recipe.json` has everything else.
-- **Data**: scenes that gprune generates (`gprune.tinyvlm.scenes`: coloured shapes, letters and
-  digits on two background halves; splits by seed) and the training split of easy-VQA (Victor Zhou,
-  MIT).
+```
+python -m gprune.training{options}
+```
+
+- **Architecture**: {tower} vision tower of width {vision_width} with {vision_layers} layers on
+  {pixels} x {pixels} pixels in patches of {patch_size}, so {visual_tokens} visual tokens;
+  two-layer projector; Llama of width {text_width} with {text_layers} layers. Weights in bfloat16.
+  `recipe.json` has everything else.
+- **Data**: generated scenes (`gprune.tinyvlm.scenes`: coloured shapes, letters and digits on two
+  background halves; splits by seed) and the training split of easy-VQA (Victor Zhou, MIT).
 - **Language model**: {language}.
 - **Licence**: Apache-2.0.
 
@@ -205,27 +177,91 @@ It is no model for any other use.
 
 | stage | steps | minutes | pictures a second |
 |---|---|---|---|
-{trained}
+{stages}
 
-Minutes are of this run on two CPU cores, on which other work ran at times. `training.jsonl` has the
-losses and the accuracy on validation pictures on the way.
+The times are those of this run on two CPU cores that were shared with other work. `training.jsonl`
+has the losses and the validation accuracy during training.
 
 ## Accuracy
 
-{pictures[0]} generated scenes of the test split and {pictures[1]} pictures of easy-VQA's official
-test split, greedy decoding, in % with 95% bootstrap intervals over pictures. An answer is right if
-it is the whole answer and ends; a box is if it shares {SHARED:.0%} of the union with the true one.
-*Another picture* asks about the next one, *no picture* leaves it out. A type is *evidence* for what
-pruning costs if it reaches {OTHERS_GATE:.0f}%, relation and box {GATE["box"]:.0f}%.
+{scenes} generated scenes of the test split and {easy_vqa} pictures of easy-VQA's official test
+split, greedy decoding, in % with 95% bootstrap intervals over pictures. An answer is right if it
+matches exactly and ends; a box is right if its IoU with the true box is at least {min_iou:.0%}.
+*Another picture* asks about the next picture, *no picture* removes the visual tokens. A type is
+*evidence* for the cost of pruning if it reaches {default_gate:.0f}%, or {box_gate:.0f}% for
+relation and box.
 
 | type | questions | right | another picture | no picture | evidence |
 |---|---|---|---|---|---|
-{rows}
+{types}
 
 ## Limits
 
-It knows {len(accuracy.full)} types of question in fixed wordings, eight shapes, ten colours and
-three signs at a time, on drawings. Its vision tower was taught {taught}, and its attention to look
-up what a question names, which large models learn from far more data; so its features have a
-geometry of their own, and a ranking of pruning methods on it is a lead for other models, not a law.
+The model knows {type_count} types of question in fixed wordings, eight shapes, ten colours and
+three signs at a time, on drawings. Its vision tower was trained {objective},
+and its attention was supervised to look up what a question names, which large models learn from far
+more data. Its features therefore have a geometry of their own: a ranking of pruning methods on it
+suggests, but does not show, a ranking on other models.
 """
+
+
+def card_text(
+    recipe: dict[str, Any],
+    records: Sequence[dict[str, Any]],
+    accuracy: Accuracy,
+    pictures: tuple[int, int],
+) -> str:
+    """Returns the model card in Markdown.
+
+    Args:
+        recipe: see `write`.
+        records: lines of the training log.
+        accuracy: see `write`.
+        pictures: see `write`.
+    """
+    sizes = {name: value for name, value in recipe["architecture"].items() if name != "grid"}
+    language = "trained from scratch"
+    if recipe["language"] is not None:
+        language = f"initialised from {recipe['language']}; tower and projector from scratch"
+    objective = {
+        "patches": "to label its patches with words",
+        "captions": "to match regions and whole pictures with phrases",
+    }[recipe["objective"]]
+    return CARD.format(
+        **sizes,
+        options=command_options(recipe),
+        pixels=PATCH_SIZE * recipe["architecture"]["grid"],
+        patch_size=PATCH_SIZE,
+        visual_tokens=recipe["architecture"]["grid"] ** 2,
+        language=language,
+        objective=objective,
+        stages=_stage_rows(records, recipe["batch"]),
+        types=_type_rows(accuracy),
+        type_count=len(accuracy.full),
+        scenes=pictures[0],
+        easy_vqa=pictures[1],
+        min_iou=MIN_IOU,
+        default_gate=DEFAULT_GATE,
+        box_gate=GATES["box"],
+    )
+
+
+def _stage_rows(records: Sequence[dict[str, Any]], batch: int) -> str:
+    """Returns a table row for each stage, from its last record."""
+    last = {record["stage"]: record for record in records}
+    return "\n".join(
+        f"| {stage} | {record['step']} | {record['seconds'] / 60:.0f} | "
+        f"{record['step'] * batch / record['seconds']:.1f} |"
+        for stage, record in last.items()
+    )
+
+
+def _type_rows(accuracy: Accuracy) -> str:
+    """Returns a table row for each question type."""
+    return "\n".join(
+        f"| {kind.replace('_', ' ')} | {accuracy.questions[kind]} | {share:.1f} "
+        f"({low:.1f} to {high:.1f}) | {accuracy.another[kind]:.1f} | {accuracy.blind[kind]:.1f} | "
+        f"{'yes' if kind in accuracy.passed else 'no'} |"
+        for kind, share in accuracy.full.items()
+        for low, high in [accuracy.intervals[kind]]
+    )

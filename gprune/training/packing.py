@@ -1,37 +1,54 @@
-"""Several questions about one picture in one sequence, for training and for teacher-forced scoring.
+"""Packs several questions about one picture into one sequence, for training and scoring.
 
-The picture's tokens come first; every question with its answer then sees the picture and itself,
-never its neighbours, and is numbered as if it stood alone. One pass of the vision tower and of the
-picture's tokens thus serves up to eight questions, and what the model computes for each is what it
-computes when the question is asked alone.
+The picture's tokens come first. Each question with its answer attends to the picture and to itself,
+never to other questions, and its position ids are those of a sequence of its own. One pass over the
+picture thus serves up to eight questions, and the logits of each equal those of asking it alone.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from transformers import LlavaForConditionalGeneration, PreTrainedTokenizerFast
 
-from gprune.tinyvlm.scenes import Question, box_is_found
+from gprune.tinyvlm.boxes import box_is_found
+from gprune.tinyvlm.questions import Question
 
+# The label that cross_entropy skips.
 IGNORED = -100
+
+
+class Mention(NamedTuple):
+    """A text token that refers to objects of the scene.
+
+    Attributes:
+        row: batch row.
+        token: index among the text tokens of the row.
+        ends_name: whether the token ends a name of two words.
+        objects: indices of the objects.
+    """
+
+    row: int
+    token: int
+    ends_name: bool
+    objects: tuple[int, ...]
 
 
 @dataclass
 class PackedQuestions:
-    """A batch of b pictures with their questions, L text tokens a row at most.
+    """The questions about a batch of b pictures, padded to L text tokens a row.
 
     Attributes:
         ids: token ids of the text, [b, L].
         labels: the next token where it belongs to an answer, else -100, [b, L].
-        segments: which question a token belongs to, -1 in padding, [b, L].
+        segments: index of the question that a token belongs to, -1 for padding, [b, L].
         positions: position ids of the text, [b, L].
         questions: the questions of each row, in the order of their segments.
-        names: where a word points at objects: the row, the token, whether the word ends a name of
-            two, and the numbers of the scene's objects.
+        mentions: the tokens that refer to objects.
     """
 
     ids: Tensor
@@ -39,7 +56,22 @@ class PackedQuestions:
     segments: Tensor
     positions: Tensor
     questions: list[list[Question]]
-    names: list[tuple[int, int, bool, tuple[int, ...]]]
+    mentions: list[Mention]
+
+    def answer_mask(self, row: int, segment: int) -> Tensor:
+        """Returns the positions of a row that predict the answer of one question, bool [L]."""
+        return (self.segments[row] == segment) & (self.labels[row] != IGNORED)
+
+
+@dataclass
+class _Row:
+    """The packed questions of one picture, without padding."""
+
+    ids: list[int]
+    labels: list[int]
+    segments: list[int]
+    positions: list[int]
+    mentions: list[Mention]
 
 
 def pack(
@@ -48,178 +80,212 @@ def pack(
     visual_tokens: int,
 ) -> PackedQuestions:
     """Packs the questions of each picture, to follow one BOS and ``visual_tokens`` placeholders."""
-    names: list[tuple[int, int, bool, tuple[int, ...]]] = []
-    rows = []
-    for row, asked in enumerate(questions):
-        ids: list[int] = []
-        labels: list[int] = []
-        segments: list[int] = []
-        positions: list[int] = []
-        for segment, item in enumerate(asked):
-            prompt = tokenizer.encode(item.question, add_special_tokens=False)
-            answer = tokenizer.encode(item.answer, add_special_tokens=False)
-            answer.append(tokenizer.eos_token_id)
-            place, last = -1, -1
-            for word, pointed in item.about:
-                place = prompt.index(tokenizer.convert_tokens_to_ids(word), place + 1)
-                names.append((row, len(ids) + place, place == last + 1 > 0, pointed))
-                last = place
-            # The end-of-sequence token is predicted, not read.
-            ids += prompt + answer[:-1]
-            labels += [IGNORED] * (len(prompt) - 1) + answer
-            length = len(prompt) + len(answer) - 1
-            segments += [segment] * length
-            positions += range(1 + visual_tokens, 1 + visual_tokens + length)
-        rows.append((ids, labels, segments, positions))
-    width = max(len(row[0]) for row in rows)
+    start = 1 + visual_tokens
+    rows = [_pack_row(row, own, tokenizer, start) for row, own in enumerate(questions)]
+    width = max(len(row.ids) for row in rows)
 
-    def column(i: int, fill: int) -> Tensor:
-        return torch.tensor([row[i] + [fill] * (width - len(row[i])) for row in rows])
+    def pad(lists: Sequence[list[int]], fill: int) -> Tensor:
+        return torch.tensor([values + [fill] * (width - len(values)) for values in lists])
 
     return PackedQuestions(
-        ids=column(0, tokenizer.pad_token_id),
-        labels=column(1, IGNORED),
-        segments=column(2, -1),
-        positions=column(3, 0),
-        questions=[list(asked) for asked in questions],
-        names=names,
+        ids=pad([row.ids for row in rows], tokenizer.pad_token_id),
+        labels=pad([row.labels for row in rows], IGNORED),
+        segments=pad([row.segments for row in rows], -1),
+        positions=pad([row.positions for row in rows], 0),
+        questions=[list(own) for own in questions],
+        mentions=[mention for row in rows for mention in row.mentions],
     )
+
+
+def _pack_row(
+    row: int, questions: Sequence[Question], tokenizer: PreTrainedTokenizerFast, start: int
+) -> _Row:
+    """Packs the questions of one picture; each starts at position ``start``."""
+    packed = _Row([], [], [], [], [])
+    for segment, question in enumerate(questions):
+        prompt = tokenizer.encode(question.question, add_special_tokens=False)
+        answer = tokenizer.encode(question.answer, add_special_tokens=False)
+        answer.append(tokenizer.eos_token_id)
+        token, previous = -1, -1
+        for word, objects in question.mentions:
+            token = prompt.index(tokenizer.convert_tokens_to_ids(word), token + 1)
+            ends_name = token == previous + 1 > 0
+            packed.mentions.append(Mention(row, len(packed.ids) + token, ends_name, objects))
+            previous = token
+        # The end-of-sequence token is predicted but never an input.
+        packed.ids += prompt + answer[:-1]
+        packed.labels += [IGNORED] * (len(prompt) - 1) + answer
+        length = len(prompt) + len(answer) - 1
+        packed.segments += [segment] * length
+        packed.positions += range(start, start + length)
+    return packed
 
 
 def packed_logits(
     model: LlavaForConditionalGeneration,
     features: Tensor,
     packed: PackedQuestions,
-    places: Tensor | None = None,
-    stands: Tensor | None = None,
+    kept: Tensor | None = None,
+    member_counts: Tensor | None = None,
 ) -> Tensor:
-    """Logits of the text tokens, [b, L, vocabulary].
+    """Computes the logits of the text tokens, [b, L, vocabulary].
 
     Args:
+        model: the tiny VLM.
         features: projected visual features, [b, n, d].
         packed: the questions.
-        places: original index of each visual token where some were pruned, [b, n].
-        stands: how many tokens each visual one counts for in attention, [b, n]; one by default.
+        kept: original index of each visual token if some were pruned, [b, n].
+        member_counts: number of tokens that each visual token represents in attention, [b, n]; None
+            is one each.
     """
     b, n, _ = features.shape
     language = model.model.language_model
     embed = language.get_input_embeddings()
     bos = torch.full((b, 1), model.config.text_config.bos_token_id, device=features.device)
     embeds = torch.cat([embed(bos), features, embed(packed.ids)], 1)  # [b, 1 + n + L, d]
-    # Segment 0 is the picture; padding (-1 here, 0 after the shift) must not read as one.
-    picture = torch.zeros(b, 1 + n, dtype=torch.long, device=features.device)
-    own = torch.where(packed.segments < 0, -1, packed.segments + 1)
-    segment = torch.cat([picture, own], 1)
-    total = segment.shape[1]
-    causal = torch.ones(total, total, dtype=torch.bool, device=features.device).tril()
-    same = segment[:, :, None] == segment[:, None, :]
-    seen = causal & (same | (segment == 0)[:, None, :])
-    # An additive float mask: a bool mask takes a slower path on CPU.
-    mask = torch.zeros(b, 1, total, total, dtype=embeds.dtype, device=features.device)
-    if stands is not None:
-        mask[..., 1 : 1 + n] = stands.log()[:, None, None]
-    mask.masked_fill_(~seen[:, None], torch.finfo(embeds.dtype).min)
-    if places is None:
-        places = torch.arange(n, device=features.device).expand(b, -1)
-    positions = torch.cat([places.new_zeros(b, 1), places + 1, packed.positions], 1)
+    if kept is None:
+        kept = torch.arange(n, device=features.device).expand(b, -1)
+    positions = torch.cat([kept.new_zeros(b, 1), kept + 1, packed.positions], 1)
     hidden = language(
-        inputs_embeds=embeds, attention_mask=mask, position_ids=positions, use_cache=False
+        inputs_embeds=embeds,
+        attention_mask=_attention_mask(packed, n, embeds.dtype, member_counts),
+        position_ids=positions,
+        use_cache=False,
     ).last_hidden_state
     return model.lm_head(hidden[:, 1 + n :])
 
 
-def said(
+def _attention_mask(
+    packed: PackedQuestions, n: int, dtype: torch.dtype, member_counts: Tensor | None
+) -> Tensor:
+    """Builds the additive mask that separates the questions, [b, 1, t, t] with t = 1 + n + L."""
+    b, device = len(packed.ids), packed.ids.device
+    # Segment 0 is the picture. Padding is -1 and stays so: shifted by one it would be the picture.
+    picture = torch.zeros(b, 1 + n, dtype=torch.long, device=device)
+    text = torch.where(packed.segments < 0, -1, packed.segments + 1)
+    segment = torch.cat([picture, text], 1)
+    total = segment.shape[1]
+    causal = torch.ones(total, total, dtype=torch.bool, device=device).tril()
+    same = segment[:, :, None] == segment[:, None, :]
+    visible = causal & (same | (segment == 0)[:, None, :])
+    # An additive float mask, because a bool mask takes a slower path on a CPU.
+    mask = torch.zeros(b, 1, total, total, dtype=dtype, device=device)
+    if member_counts is not None:
+        mask[..., 1 : 1 + n] = member_counts.log()[:, None, None]
+    return mask.masked_fill_(~visible[:, None], torch.finfo(dtype).min)
+
+
+def decode_answers(
     model: LlavaForConditionalGeneration,
     features: Tensor,
     packed: PackedQuestions,
-    places: Tensor | None = None,
-    stands: Tensor | None = None,
+    kept: Tensor | None = None,
+    member_counts: Tensor | None = None,
 ) -> Tensor:
-    """The token that greedy decoding gives at every position of an answer, [b, L].
+    """Returns the token that greedy decoding gives at every position of an answer, [b, L].
 
-    Where only the exact answer is right, one pass that reads it decides: greedy decoding yields it
-    if every token of it is the likeliest one after those before. A box may differ from the answer
-    and be right, so a box that differs is decoded edge by edge, each after what the model said.
+    For most questions one teacher-forced pass decides: greedy decoding yields the exact answer if
+    each of its tokens is the argmax after the ones before. A box may differ from the answer and
+    still be right, so a box that differs is decoded edge by edge, after the model's own tokens.
 
     Args:
         model: in evaluation mode.
         features: projected visual features, [b, n, d].
         packed: the questions.
-        places: original index of each visual token where some were pruned, [b, n].
-        stands: how many tokens each visual one counts for in attention, [b, n]; one by default.
+        kept: original index of each visual token if some were pruned, [b, n].
+        member_counts: number of tokens that each visual token represents in attention, [b, n]; None
+            is one each.
     """
-    given = packed_logits(model, features, packed, places, stands).argmax(-1)
-    boxes = torch.zeros_like(packed.ids, dtype=torch.bool)
-    for row, asked in enumerate(packed.questions):
-        for segment, question in enumerate(asked):
-            if question.kind == "box":
-                boxes[row] |= packed.segments[row] == segment
-    missed = boxes & (packed.labels != IGNORED) & (given != packed.labels)
+    predicted = packed_logits(model, features, packed, kept, member_counts).argmax(-1)
+    boxes = _box_mask(packed)
+    missed = boxes & (packed.labels != IGNORED) & (predicted != packed.labels)
     rows = missed.any(1).nonzero()[:, 0]
     if not len(rows):
-        return given
-    # What the model says of a missed box is read again, without the other questions.
-    part, columns, real = _only(packed, rows, boxes)
-    seen, counts = (None if values is None else values[rows] for values in (places, stands))
-    read = (part.labels != IGNORED)[:, 1:] & (part.labels != IGNORED)[:, :-1]
-    read &= part.segments[:, 1:] == part.segments[:, :-1]
+        return predicted
+    subset, columns, valid = _select_tokens(packed, rows, boxes)
+    kept, member_counts = (None if x is None else x[rows] for x in (kept, member_counts))
+    decoded = _decode_greedily(model, features[rows], subset, kept, member_counts)
+    predicted[rows[:, None].expand_as(columns)[valid], columns[valid]] = decoded[valid]
+    return predicted
+
+
+def _box_mask(packed: PackedQuestions) -> Tensor:
+    """Returns which tokens belong to questions about boxes, bool [b, L]."""
+    mask = torch.zeros_like(packed.ids, dtype=torch.bool)
+    for row, questions in enumerate(packed.questions):
+        for segment, question in enumerate(questions):
+            if question.kind == "box":
+                mask[row] |= packed.segments[row] == segment
+    return mask
+
+
+def _decode_greedily(
+    model: LlavaForConditionalGeneration,
+    features: Tensor,
+    packed: PackedQuestions,
+    kept: Tensor | None,
+    member_counts: Tensor | None,
+) -> Tensor:
+    """Replaces answer tokens by the model's predictions until nothing changes; returns them."""
+    is_answer = packed.labels != IGNORED
+    fed_back = is_answer[:, 1:] & is_answer[:, :-1]
+    fed_back &= packed.segments[:, 1:] == packed.segments[:, :-1]
     while True:
-        again = packed_logits(model, features[rows], part, seen, counts).argmax(-1)
-        following = part.ids.clone()
-        following[:, 1:] = torch.where(read, again[:, :-1], part.ids[:, 1:])
-        if torch.equal(following, part.ids):
-            break
-        part = replace(part, ids=following)
-    given[rows[:, None].expand_as(columns)[real], columns[real]] = again[real]
-    return given
+        predicted = packed_logits(model, features, packed, kept, member_counts).argmax(-1)
+        ids = packed.ids.clone()
+        ids[:, 1:] = torch.where(fed_back, predicted[:, :-1], packed.ids[:, 1:])
+        if torch.equal(ids, packed.ids):
+            return predicted
+        packed = replace(packed, ids=ids)
 
 
-def _only(
-    packed: PackedQuestions, rows: Tensor, wanted: Tensor
+def _select_tokens(
+    packed: PackedQuestions, rows: Tensor, mask: Tensor
 ) -> tuple[PackedQuestions, Tensor, Tensor]:
-    """Some rows of ``packed`` with only the tokens where ``wanted`` [b, L] is true, in order.
+    """Gathers the tokens of some rows where ``mask`` [b, L] is true, in order.
 
     Returns:
-        The rows, of which column of ``packed`` each token was, and which are no padding.
+        the shortened rows; the column of ``packed`` that each token came from; and which tokens are
+        not padding.
     """
-    few = wanted[rows]
-    width = int(few.sum(1).max())
-    columns = few.int().argsort(dim=1, descending=True, stable=True)[:, :width]
-    real = few.gather(1, columns)
-    part = PackedQuestions(
+    chosen = mask[rows]
+    width = int(chosen.sum(1).max())
+    columns = chosen.int().argsort(dim=1, descending=True, stable=True)[:, :width]
+    valid = chosen.gather(1, columns)
+    subset = PackedQuestions(
         ids=packed.ids[rows].gather(1, columns),
-        labels=packed.labels[rows].gather(1, columns).where(real, IGNORED),
-        segments=packed.segments[rows].gather(1, columns).where(real, -1),
+        labels=packed.labels[rows].gather(1, columns).where(valid, IGNORED),
+        segments=packed.segments[rows].gather(1, columns).where(valid, -1),
         positions=packed.positions[rows].gather(1, columns),
         questions=[packed.questions[row] for row in rows.tolist()],
-        names=[],
+        mentions=[],
     )
-    return part, columns, real
+    return subset, columns, valid
 
 
-def answered(
-    given: Tensor, packed: PackedQuestions, tokenizer: PreTrainedTokenizerFast
+def grade_answers(
+    predicted: Tensor, packed: PackedQuestions, tokenizer: PreTrainedTokenizerFast
 ) -> list[list[bool]]:
-    """Whether each question was answered right, and the answer ended.
+    """Returns whether each answer is right and complete, by picture.
 
     Args:
-        given: what `said` returns, [b, L].
+        predicted: from `decode_answers`, [b, L].
         packed: the questions.
         tokenizer: of the model.
     """
     return [
         [
-            _is_right(question, given[row][mine], packed.labels[row][mine], tokenizer)
-            for segment, question in enumerate(asked)
-            for mine in [(packed.segments[row] == segment) & (packed.labels[row] != IGNORED)]
+            _is_right(question, predicted[row][mask], packed.labels[row][mask], tokenizer)
+            for segment, question in enumerate(questions)
+            for mask in [packed.answer_mask(row, segment)]
         ]
-        for row, asked in enumerate(packed.questions)
+        for row, questions in enumerate(packed.questions)
     ]
 
 
 def _is_right(
-    question: Question, given: Tensor, label: Tensor, tokenizer: PreTrainedTokenizerFast
+    question: Question, predicted: Tensor, label: Tensor, tokenizer: PreTrainedTokenizerFast
 ) -> bool:
-    if question.kind != "box" or given[-1] != label[-1]:
-        return torch.equal(given, label)
-    return box_is_found(tokenizer.decode(given[:-1]), question.answer)
+    if question.kind != "box" or predicted[-1] != label[-1]:
+        return torch.equal(predicted, label)
+    return box_is_found(tokenizer.decode(predicted[:-1]), question.answer)

@@ -1,4 +1,4 @@
-"""The scenes: reproducible, apart by split, and their answers right by other means."""
+"""The scenes: reproducible, disjoint by split, and with answers that a second method confirms."""
 
 from __future__ import annotations
 
@@ -8,21 +8,33 @@ import numpy as np
 import pytest
 
 from gprune.tinyvlm import QUESTION_TYPES, make_scene
-from gprune.tinyvlm import scenes as module
-from gprune.tinyvlm.scenes import (
+from gprune.tinyvlm.boxes import BINS, SIDE, bin_edges, iou, parse_box
+from gprune.tinyvlm.contents import (
     COLORS,
     GRID,
-    HUES,
-    KINDS,
-    MARKS,
+    IMAGE_SIZE,
     PATTERNS,
     SHAPES,
     SIDES,
     TINTS,
+    Object,
+)
+from gprune.tinyvlm.drawing import draw_shape
+from gprune.tinyvlm.questions import SIZE_MARGIN
+from gprune.tinyvlm.scenes import SPLITS
+from gprune.training.labels import (
+    PATCH_HUES,
+    PATCH_KINDS,
+    PATCH_MARKS,
+    foreground,
+    patch_edges,
+    patch_labels,
+    patch_marks,
+    patch_owners,
 )
 
 SCENES = [make_scene("validation", 3, index) for index in range(200)]
-SCALE = module.IMAGE_SIZE / module.SIDE  # pixels a unit
+SCALE = IMAGE_SIZE / SIDE  # pixels per scene unit
 
 
 def test_the_same_triple_gives_the_same_picture():
@@ -35,10 +47,10 @@ def test_the_same_triple_gives_the_same_picture():
     ]
 
 
-def test_splits_and_seeds_are_apart():
+def test_splits_and_seeds_differ():
     pictures = {
         make_scene(split, seed, index).draw().tobytes()
-        for split in module.SPLITS
+        for split in SPLITS
         for seed in (0, 1)
         for index in range(10)
     }
@@ -48,7 +60,7 @@ def test_splits_and_seeds_are_apart():
 
 
 def test_scenes_vary_widely():
-    shares = [scene.foreground().mean() for scene in SCENES]
+    shares = [foreground(scene).mean() for scene in SCENES]
     assert min(shares) < 0.06
     assert max(shares) > 0.3
     assert {len(scene.objects) for scene in SCENES} == set(range(1, 10))
@@ -57,13 +69,13 @@ def test_scenes_vary_widely():
     assert np.mean([len(scene.texts) for scene in crowded]) > 1.5
 
 
-def test_objects_are_where_and_what_the_scene_says():
+def test_objects_are_drawn_at_their_centres():
     for scene in SCENES[:50]:
         pixels = np.asarray(scene.draw()).astype(int)
         for item in scene.objects:
-            if item.shape == "ring":  # its centre is open
+            if item.shape == "ring":  # shows the background at its centre
                 continue
-            row, column = (int(place * SCALE) for place in (item.y, item.x))
+            row, column = (int(centre * SCALE) for centre in (item.y, item.x))
             colour = pixels[row, column]
             assert np.abs(colour - COLORS[item.color]).max() <= 3
 
@@ -75,7 +87,7 @@ def test_nothing_overlaps():
         ] + [text.box for text in scene.texts]
         for i, one in enumerate(boxes):
             assert min(one) >= 0
-            assert max(one) <= module.SIDE
+            assert max(one) <= SIDE
             for other in boxes[:i]:
                 apart_x = one[2] <= other[0] or other[2] <= one[0]
                 assert apart_x or one[3] <= other[1] or other[3] <= one[1]
@@ -83,29 +95,30 @@ def test_nothing_overlaps():
 
 def test_patch_labels_agree_with_the_picture():
     for scene in SCENES[:50]:
-        kinds, hues = scene.patch_labels()
+        kinds, hues = patch_labels(scene)
         assert kinds.shape == hues.shape == (GRID, GRID)
         for item in scene.objects:
             if item.shape == "ring":
                 continue
-            row, column = (int(place * SCALE) // 8 for place in (item.y, item.x))
-            assert KINDS[kinds[row, column]] == item.shape
-            assert HUES[hues[row, column]] == item.color
-        background = {KINDS[k] for k in np.unique(kinds)} & set(PATTERNS)
+            row, column = (int(centre * SCALE) // 8 for centre in (item.y, item.x))
+            assert PATCH_KINDS[kinds[row, column]] == item.shape
+            assert PATCH_HUES[hues[row, column]] == item.color
+        background = {PATCH_KINDS[k] for k in np.unique(kinds)} & set(PATTERNS)
         assert background <= set(scene.patterns)
         for text in scene.texts:
-            shown = {KINDS[k] for k in np.unique(kinds)}
+            shown = {PATCH_KINDS[k] for k in np.unique(kinds)}
             assert set(text.signs) & shown
 
 
 def test_patch_marks_order_digits_and_centre_objects():
     for scene in SCENES[:50]:
-        marks = scene.patch_marks()
+        marks = patch_marks(scene)
         for item in scene.objects:
-            assert MARKS[marks[int(item.y * SCALE) // 8, int(item.x * SCALE) // 8]] == "centre"
-        assert (marks == MARKS.index("centre")).sum() <= len(scene.objects)
+            row, column = (int(centre * SCALE) // 8 for centre in (item.y, item.x))
+            assert PATCH_MARKS[marks[row, column]] == "centre"
+        assert (marks == PATCH_MARKS.index("centre")).sum() <= len(scene.objects)
         columns = [
-            np.nonzero(marks == MARKS.index(name))[1] for name in ("first", "second", "third")
+            np.nonzero(marks == PATCH_MARKS.index(name))[1] for name in ("first", "second", "third")
         ]
         if scene.texts:
             means = [found.mean() for found in columns if len(found)]
@@ -115,7 +128,8 @@ def test_patch_marks_order_digits_and_centre_objects():
             assert not any(len(found) for found in columns)
 
 
-def by_kind(kind):
+def questions_of(kind):
+    """Returns all questions of a type with their scenes."""
     return [(scene, question) for scene in SCENES for question in scene.ask([kind], 3)]
 
 
@@ -126,7 +140,7 @@ def test_every_kind_is_asked():
 
 
 def test_answers_to_exist():
-    for scene, item in by_kind("exist"):
+    for scene, item in questions_of("exist"):
         words = item.question.rstrip("?").split()
         color, shape = words[-2:]
         assert words[2] == ("an" if color == "orange" else "a")
@@ -135,7 +149,7 @@ def test_answers_to_exist():
 
 
 def test_answers_to_relation():
-    for scene, item in by_kind("relation"):
+    for scene, item in questions_of("relation"):
         words = item.question.rstrip("?").split()
         first = next(o for o in scene.objects if [o.color, o.shape] == words[2:4])
         second = next(o for o in scene.objects if [o.color, o.shape] == words[-2:])
@@ -150,25 +164,25 @@ def test_answers_to_relation():
 
 
 def test_answers_to_color_and_shape_have_one_referent():
-    for scene, item in by_kind("color"):
+    for scene, item in questions_of("color"):
         shape = item.question.rstrip("?").split()[-1]
         assert [o.color for o in scene.objects if o.shape == shape] == [item.answer]
-    for scene, item in by_kind("shape"):
+    for scene, item in questions_of("shape"):
         color = item.question.split()[-2]
         assert [o.shape for o in scene.objects if o.color == color] == [item.answer]
 
 
 def test_answers_about_the_background_match_pixels():
-    for scene, item in by_kind("background_color"):
+    for scene, item in questions_of("background_color"):
         side = item.question.rstrip("?").split()[-1]
-        pixels = np.asarray(scene.draw(2 * module.SIDE // 8)).astype(int)  # two a unit: unmixed
+        pixels = np.asarray(scene.draw(2 * SIDE // 8)).astype(int)  # two per unit: no averaging
         edge = {
             "left": pixels[:, :16],
             "right": pixels[:, -16:],
             "top": pixels[:16],
             "bottom": pixels[-16:],
         }[side].reshape(-1, 3)
-        # The tint itself is the brightest colour of its half; 8 units hold a whole stripe.
+        # The tint is the brightest colour of its half, and 8 units contain a whole stripe.
         brightest = edge[edge.sum(1).argmax()]
         nearest = min(TINTS, key=lambda name: np.abs(brightest - TINTS[name]).sum())
         assert nearest == item.answer
@@ -177,62 +191,62 @@ def test_answers_about_the_background_match_pixels():
 
 def test_yes_and_no_are_balanced():
     for kind in ("exist", "relation"):
-        answers = [item.answer for _, item in by_kind(kind)]
+        answers = [item.answer for _, item in questions_of(kind)]
         assert 0.35 < answers.count("yes") / len(answers) < 0.65
 
 
 def test_shapes_look_different():
-    """Each pair of shapes of one size differs in a good part of its area."""
+    """Compares the masks of all pairs of shapes of one size."""
     from PIL import Image, ImageDraw
 
     masks = []
     for shape in SHAPES:
         canvas = Image.new("L", (80, 80))
-        item = module.Object(shape, "red", 40, 40, 36)
-        module.draw_shape(ImageDraw.Draw(canvas), item, 1, 1)
+        item = Object(shape, "red", 40, 40, 36)
+        draw_shape(ImageDraw.Draw(canvas), item, 1, 1)
         masks.append(np.asarray(canvas).astype(bool))
     for i, one in enumerate(masks):
         for other in masks[:i]:
             assert (one ^ other).sum() / (one | other).sum() > 0.15
 
 
-def named(scene, color, shape):
+def find_object(scene, color, shape):
     return next(o for o in scene.objects if (o.color, o.shape) == (color, shape))
 
 
 def test_scenes_write_letters_and_digits():
-    written = [text.signs for scene in SCENES for text in scene.texts]
-    letters = [signs for signs in written if signs.isalpha()]
-    assert 0.35 < len(letters) / len(written) < 0.65
-    assert all(signs.isdigit() for signs in set(written) - set(letters))
-    for scene, item in by_kind("text"):
+    texts = [text.signs for scene in SCENES for text in scene.texts]
+    letters = [signs for signs in texts if signs.isalpha()]
+    assert 0.35 < len(letters) / len(texts) < 0.65
+    assert all(signs.isdigit() for signs in set(texts) - set(letters))
+    for scene, item in questions_of("text"):
         assert item.answer == scene.texts[0].signs
         assert ("letters" in item.question) == item.answer.isalpha()
 
 
-def test_boxes_are_what_is_drawn():
-    """Against the pixels of each shape drawn alone and large."""
+def test_boxes_are_those_of_the_drawn_shapes():
+    """Compares with the pixels of each shape, drawn alone and large."""
     from PIL import Image, ImageDraw
 
     for shape in SHAPES:
         canvas = Image.new("1", (1120, 1120))
-        item = module.Object(shape, "red", 50.0, 60.0, 20.0)
-        module.draw_shape(ImageDraw.Draw(canvas), item, 1, 10)
+        item = Object(shape, "red", 50.0, 60.0, 20.0)
+        draw_shape(ImageDraw.Draw(canvas), item, 1, 10)
         left, top, right, bottom = canvas.getbbox()
         drawn = (left / 10, top / 10, right / 10, bottom / 10)
-        assert module.overlap(item.box, drawn) > 0.98, shape
+        assert iou(item.box, drawn) > 0.98, shape
 
 
 def test_answers_to_box():
-    for scene, item in by_kind("box"):
+    for scene, item in questions_of("box"):
         words = item.question.rstrip("?").split()
-        target = named(scene, *words[-2:])
-        told = module.box_of(item.answer)
-        for edge, true in zip(told, target.box, strict=True):
-            assert abs(edge - true) <= module.SIDE / module.BINS / 2 + 1e-6
-        assert module.overlap(told, target.box) > 0.5  # a right answer is always found
-    assert module.box_of("left3 top4 right7") is None
-    assert module.box_of("a circle") is None
+        target = find_object(scene, *words[-2:])
+        answer = parse_box(item.answer)
+        for edge, true in zip(answer, target.box, strict=True):
+            assert abs(edge - true) <= SIDE / BINS / 2 + 1e-6
+        assert iou(answer, target.box) > 0.5  # the exact answer always counts as found
+    assert parse_box("left3 top4 right7") is None
+    assert parse_box("a circle") is None
 
 
 @pytest.mark.parametrize(
@@ -241,28 +255,28 @@ def test_answers_to_box():
         ((0, 0, 2, 2), (0, 0, 2, 2), 1.0),
         ((0, 0, 2, 2), (1, 0, 3, 2), 1 / 3),
         ((0, 0, 1, 1), (2, 2, 3, 3), 0.0),
-        ((2, 2, 1, 1), (0, 0, 3, 3), 0.0),  # edges the wrong way round
+        ((2, 2, 1, 1), (0, 0, 3, 3), 0.0),  # right edge before the left one
     ],
 )
-def test_overlap(one, other, share):
-    assert module.overlap(one, other) == pytest.approx(share)
-    assert module.overlap(other, one) == pytest.approx(share)
+def test_iou(one, other, share):
+    assert iou(one, other) == pytest.approx(share)
+    assert iou(other, one) == pytest.approx(share)
 
 
 def test_answers_to_bigger():
     answers = []
-    for scene, item in by_kind("bigger"):
+    for scene, item in questions_of("bigger"):
         words = item.question.rstrip("?").split()
-        one, other = named(scene, *words[2:4]), named(scene, *words[-2:])
+        one, other = find_object(scene, *words[2:4]), find_object(scene, *words[-2:])
         assert item.answer == ("yes" if one.radius > other.radius else "no")
-        assert max(one.radius / other.radius, other.radius / one.radius) >= module.SIZE_MARGIN
+        assert max(one.radius / other.radius, other.radius / one.radius) >= SIZE_MARGIN
         answers.append(item.answer)
     assert 0.4 < answers.count("yes") / len(answers) < 0.6
 
 
 def test_answers_to_same_color():
     answers = []
-    for scene, item in by_kind("same_color"):
+    for scene, item in questions_of("same_color"):
         words = item.question.split()
         one, other = (
             [o.color for o in scene.objects if o.shape == shape] for shape in (words[2], words[5])
@@ -274,11 +288,11 @@ def test_answers_to_same_color():
 
 
 def test_answers_to_object():
-    for scene, item in by_kind("object"):
+    for scene, item in questions_of("object"):
         assert [o.name for o in scene.objects] == [item.answer]
 
 
-def test_asking_more_often_does_not_change_the_first_questions():
+def test_first_questions_do_not_depend_on_times():
     for scene in SCENES[:30]:
         once, often = scene.ask(), scene.ask(times=3)
         assert len({q.question for q in often}) == len(often) >= len(once)
@@ -291,16 +305,16 @@ def test_labels_follow_the_picture_at_any_size(grid):
     agreeing = labelled = 0
     for scene in SCENES[:20]:
         assert scene.draw(grid).size == (8 * grid, 8 * grid)
-        kinds, hues = scene.patch_labels(grid)
-        edges = scene.edges_of(scene.patch_owners(grid))
+        kinds, hues = patch_labels(scene, grid)
+        edges = patch_edges(scene, patch_owners(scene, grid))
         assert kinds.shape == hues.shape == edges.shape[:2] == (grid, grid)
-        shown = {(o.shape, o.color, *module.binned(o.box)) for o in scene.objects}
+        shown = {(o.shape, o.color, *bin_edges(o.box)) for o in scene.objects}
         for row, column in zip(*np.nonzero(edges[..., 0] >= 0), strict=True):
             found = tuple(edges[row, column].tolist())
             assert found in {one[2:] for one in shown}
-            # Save where two objects meet, a patch has its kind, hue and box from one.
-            kind, hue = KINDS[kinds[row, column]], HUES[hues[row, column]]
+            # Kind, hue and box belong to one object, except where two objects share a patch.
+            kind, hue = PATCH_KINDS[kinds[row, column]], PATCH_HUES[hues[row, column]]
             agreeing += (kind, hue, *found) in shown
             labelled += kind in SHAPES
-        assert scene.foreground(grid).sum() >= (edges[..., 0] >= 0).sum() * 0.8
+        assert foreground(scene, grid).sum() >= (edges[..., 0] >= 0).sum() * 0.8
     assert agreeing > 0.95 * labelled > 100

@@ -1,4 +1,4 @@
-"""Pretraining on captions: what phrases are about, the loss beside an obvious one, a short run."""
+"""Pretraining on captions: phrases and regions, the loss against a slow version, a short run."""
 
 from __future__ import annotations
 
@@ -10,14 +10,19 @@ import torch
 from typer.testing import CliRunner
 
 from gprune.tinyvlm import load, make_scene
-from gprune.tinyvlm.model import Architecture, build_model
-from gprune.tinyvlm.scenes import GRID, SIDE, binned
+from gprune.tinyvlm.boxes import SIDE, bin_edges
+from gprune.tinyvlm.contents import GRID
 from gprune.tinyvlm.vocabulary import UNKNOWN, build_tokenizer
 from gprune.training.accuracy import to_pixels, tower_tokens
-from gprune.training.captions import TOLD, CaptionHeads, Captions, captions_of, phrases
-from gprune.training.labels import dense
+from gprune.training.captions import PHRASE_KINDS, Captions, captions_of, phrases
+from gprune.training.command import app
+from gprune.training.data import Steps
+from gprune.training.heads import CaptionHeads
+from gprune.training.labels import dense_labels, patch_owners
+from gprune.training.loop import Trainer
+from gprune.training.model import Architecture, build_model
 from gprune.training.packing import IGNORED
-from gprune.training.train import Recipe, Steps, Trainer, app
+from gprune.training.recipe import Recipe
 
 TINY = Architecture(grid=6, vision_width=32, vision_layers=1, text_width=48, text_layers=2)
 RECIPE = Recipe(
@@ -31,22 +36,23 @@ RECIPE = Recipe(
 )
 
 
-def test_a_caption_tells_what_is_there_and_nothing_else():
+def test_a_caption_describes_exactly_the_contents():
     tokenizer = build_tokenizer()
     scenes = [make_scene("train", 4, index, crowded=index % 2 == 0) for index in range(6)]
-    captions = captions_of(scenes, dense(scenes), tokenizer)
+    captions = captions_of(scenes, dense_labels(scenes), tokenizer)
     assert tokenizer.unk_token_id not in captions.words
     for scene, holds in zip(scenes, captions.holds, strict=True):
-        told = [
-            (TOLD[captions.told[i]], *tokenizer.convert_ids_to_tokens(captions.words[i].tolist()))
+        described = [
+            (PHRASE_KINDS[captions.kinds[i]], *tokenizer.convert_ids_to_tokens(words))
             for i in holds.nonzero()[:, 0].tolist()
+            for words in [captions.words[i].tolist()]
         ]
-        assert len(set(told)) == len(told)
-        names = {f"{one} {other}" for kind, one, other in told if kind == "object"}
+        assert len(set(described)) == len(described)
+        names = {f"{one} {other}" for kind, one, other in described if kind == "object"}
         assert names == {item.name for item in scene.objects}
-        halves = {(one, other) for kind, one, other in told if kind == "background"}
+        halves = {(one, other) for kind, one, other in described if kind == "background"}
         assert halves == set(zip(scene.tints, scene.patterns, strict=True))
-        signs = {one for kind, one, _ in told if kind == "sign"}
+        signs = {one for kind, one, _ in described if kind == "sign"}
         assert {sign.removeprefix("##") for sign in signs} == set(
             "".join(text.signs for text in scene.texts)
         )
@@ -54,24 +60,24 @@ def test_a_caption_tells_what_is_there_and_nothing_else():
     assert UNKNOWN not in {word for scene in scenes for _, *two in phrases(scene) for word in two}
 
 
-def test_regions_are_the_patches_that_a_phrase_is_about():
-    """Against the scene itself: its objects' owners and boxes, and the sides of its border."""
+def test_regions_are_the_patches_that_a_phrase_describes():
+    """Compares with the scene: owners and boxes of its objects, and the sides of its border."""
     tokenizer = build_tokenizer()
     scenes = [make_scene("train", 4, index) for index in range(6)]
-    captions = captions_of(scenes, dense(scenes), tokenizer)
+    captions = captions_of(scenes, dense_labels(scenes), tokenizer)
     assert not captions.regions[~captions.holds].any()
     boxes = 0
     for row, scene in enumerate(scenes):
-        owners = torch.from_numpy(scene.patch_owners()).flatten()
+        owners = torch.from_numpy(patch_owners(scene)).flatten()
         for column in captions.holds[row].nonzero()[:, 0].tolist():
-            kind = TOLD[captions.told[column]]
+            kind = PHRASE_KINDS[captions.kinds[column]]
             one, other = tokenizer.convert_ids_to_tokens(captions.words[column].tolist())
             region, edges = captions.regions[row, column], captions.edges[row, column].tolist()
             if kind == "object":
                 named = [i for i, item in enumerate(scene.objects) if item.name == f"{one} {other}"]
                 assert set(owners[region].tolist()) <= {-1, *named}
                 if region.any() and len(named) == 1 and -1 not in owners[region]:
-                    assert edges == binned(scene.objects[named[0]].box)
+                    assert edges == bin_edges(scene.objects[named[0]].box)
                     boxes += 1
                 elif len(named) > 1 and len(set(owners[region].tolist())) > 1:
                     assert edges == [IGNORED] * 4
@@ -89,49 +95,49 @@ def test_regions_are_the_patches_that_a_phrase_is_about():
 
 
 def slow_loss(heads: CaptionHeads, projected, cls, words, captions: Captions) -> float:
-    """One region and one pair at a time, in float64."""
+    """Computes the loss one region and one pair at a time, in float64."""
 
-    def log_softmax(logits: list[float], place: int) -> float:
-        return logits[place] - math.log(sum(map(math.exp, logits)))
+    def log_softmax(logits: list[float], index: int) -> float:
+        return logits[index] - math.log(sum(map(math.exp, logits)))
 
     unit = [
         (a.double() + b.double()) / (a.double() + b.double()).norm()
         for a, b in ((words[i], words[j]) for i, j in captions.words.tolist())
     ]
-    factor = heads.factor.double().exp().tolist()
+    scale = heads.log_scale.double().exp().tolist()
     costs: dict[object, list[float]] = {}
     for row, column in captions.holds.nonzero().tolist():
         region = captions.regions[row, column]
         if not region.any():
             continue
-        seen = heads.norm(projected[row][region].mean(0)).double()
-        kind = int(captions.told[column])
-        same = [i for i, told in enumerate(captions.told.tolist()) if told == kind]
-        logits = [factor[0] * float(seen @ unit[i] / seen.norm()) for i in same]
+        mean = heads.norm(projected[row][region].mean(0)).double()
+        kind = int(captions.kinds[column])
+        same = [i for i, other in enumerate(captions.kinds.tolist()) if other == kind]
+        logits = [scale[0] * float(mean @ unit[i] / mean.norm()) for i in same]
         costs.setdefault(kind, []).append(-log_softmax(logits, same.index(column)))
         for edge, step in enumerate(captions.edges[row, column].tolist()):
             if step != IGNORED:
-                steps = [float(seen @ words[i].double()) for i in heads.edge_ids[edge]]
+                steps = [float(mean @ words[i].double()) for i in heads.edge_ids[edge]]
                 costs.setdefault("edge", []).append(-log_softmax(steps, step))
     for row, column in itertools.product(*map(range, captions.holds.shape)):
-        whole = heads.summary(cls[row]).double()
-        logit = factor[1] * float(whole @ unit[column] / whole.norm()) + heads.summand.item()
+        whole = heads.cls_projection(cls[row]).double()
+        logit = scale[1] * float(whole @ unit[column] / whole.norm()) + heads.bias.item()
         holds = bool(captions.holds[row, column])
         cost = math.log1p(math.exp(-logit if holds else logit))
         costs.setdefault(f"whole {holds}", []).append(cost)
     return sum(sum(many) / len(many) for many in costs.values())
 
 
-def test_the_loss_is_that_of_every_pair():
+def test_the_loss_equals_the_slow_version():
     torch.manual_seed(0)
     heads = CaptionHeads(32, 48, build_tokenizer()).eval()
     with torch.no_grad():
-        heads.factor.copy_(torch.tensor([1.2, 2.1]))
-        heads.summand.fill_(-0.5)
+        heads.log_scale.copy_(torch.tensor([1.2, 2.1]))
+        heads.bias.fill_(-0.5)
     scenes = [make_scene("train", 4, index) for index in range(3)]
-    captions = captions_of(scenes, dense(scenes, 6), build_tokenizer())
+    captions = captions_of(scenes, dense_labels(scenes, 6), build_tokenizer())
     words = 0.2 * torch.randn(300, 48)
-    projected, cls = torch.randn(5, 36, 48), torch.randn(5, 32)  # two more without captions
+    projected, cls = torch.randn(5, 36, 48), torch.randn(5, 32)  # the last two have no captions
     with torch.no_grad():
         found = heads.loss(projected, cls, words, captions)
         expected = slow_loss(heads, projected, cls, words, captions)
@@ -148,31 +154,31 @@ def test_a_run_learns_from_captions(tmp_path):
     with Progress(disable=True) as progress:
         trainer.run("patches", RECIPE.patch_steps, progress, RECIPE.patch_steps)
     assert trainer.loss("patches", held_out)["patch"].item() < 0.9 * before
-    seen = trainer.see()
-    assert set(seen) == {*TOLD, "edges", "whole"}
-    assert all(0 <= share <= 1 for share in seen.values())
+    shares = trainer.validate("patches")
+    assert set(shares) == {*PHRASE_KINDS, "edges", "whole"}
+    assert all(0 <= share <= 1 for share in shares.values())
     batch = Steps(RECIPE, "answers", 0, 1)[0]
     assert len(batch.captions.holds) == RECIPE.batch - RECIPE.easy_vqa_images
     assert set(trainer.loss("answers", batch)) == {"answer", "patch", "name"}
     again = Trainer(tmp_path, RECIPE)
-    for mine, theirs in zip(trainer.heads.parameters(), again.heads.parameters(), strict=True):
-        assert torch.equal(mine, theirs)
+    for trained, restored in zip(trainer.heads.parameters(), again.heads.parameters(), strict=True):
+        assert torch.equal(trained, restored)
 
 
-def test_the_cls_token_is_apart_from_the_patches():
+def test_the_cls_token_is_separate_from_the_patches():
     scene = make_scene("test", 0, 0)
     pixels = to_pixels([scene.draw(6)])
-    for tower, has in (("clip", True), ("siglip", False)):
+    for tower, has_cls in (("clip", True), ("siglip", False)):
         model = build_model(0, Architecture(tower, 6, 32, 1, 48, 2)).eval()
         with torch.no_grad():
             patches, cls = tower_tokens(model, pixels)
         assert patches.shape == (1, 36, 32)
-        assert (cls is not None) == has
+        assert (cls is not None) == has_cls
     hidden = build_model(0, TINY).eval().model.vision_tower(pixels).last_hidden_state
     assert torch.equal(tower_tokens(build_model(0, TINY).eval(), pixels)[1], hidden[:, 0])
 
 
-def test_a_language_model_goes_on_learning_under_a_new_tower(tmp_path):
+def test_a_copied_language_model_trains_in_stage_2_only(tmp_path):
     from rich.progress import Progress
 
     recipe = Recipe(
@@ -198,16 +204,16 @@ def test_a_language_model_goes_on_learning_under_a_new_tower(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("options", "says"),
+    ("options", "message"),
     [
         (["--objective", "pixels"], "objective='pixels' must be one of patches, captions"),
         (["--language", "nowhere"], "folder 'nowhere' holds no model.safetensors"),
     ],
 )
-def test_bad_options(tmp_path, options, says):
+def test_bad_options(tmp_path, options, message):
     result = CliRunner().invoke(app, ["--out", str(tmp_path), *options])
     assert result.exit_code == 2
-    assert says in " ".join(result.output.split())
+    assert message in " ".join(result.output.split())
 
 
 def test_a_language_model_of_another_shape_is_refused(tmp_path):

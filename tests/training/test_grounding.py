@@ -1,4 +1,4 @@
-"""What a question points at, and the attention that is held to it while training."""
+"""Mentions in questions, and the loss that supervises attention to the named objects."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ import pytest
 import torch
 
 from gprune.tinyvlm import make_scene
-from gprune.tinyvlm.model import Architecture, build_model
-from gprune.tinyvlm.scenes import COLORS, QUESTION_TYPES, SHAPES
+from gprune.tinyvlm.contents import COLORS, SHAPES
+from gprune.tinyvlm.questions import QUESTION_TYPES
 from gprune.tinyvlm.vocabulary import build_tokenizer
 from gprune.training import grounding
 from gprune.training.accuracy import to_pixels, vision_features
-from gprune.training.labels import dense
+from gprune.training.labels import dense_labels
+from gprune.training.model import Architecture, build_model
 from gprune.training.packing import pack, packed_logits
 
 NAMING = ("color", "shape", "exist", "relation", "object", "box", "bigger", "same_color")
@@ -19,8 +20,8 @@ SCENES = [make_scene("train", 7, index) for index in range(60)]
 ARCHITECTURE = Architecture(grid=8, vision_width=32, vision_layers=1, text_layers=2)
 
 
-def pointed_at(scene, question):
-    """Read off the words: a colour means all that have it, the word after it narrows it down."""
+def expected_mentions(scene, question):
+    """Derives the mentions from the text: a colour, then the shape that narrows it down."""
     found = []
     words = question.question.rstrip("?").split()
     for before, word in zip(["", *words], words, strict=False):
@@ -38,14 +39,14 @@ def pointed_at(scene, question):
     return tuple(found)
 
 
-def test_questions_say_what_they_point_at():
+def test_mentions_of_questions():
     kinds = set()
     for scene in SCENES:
         for question in scene.ask(times=3):
             absent = question.kind == "exist" and question.answer == "no"
             naming = question.kind in NAMING and not absent
-            assert question.about == (pointed_at(scene, question) if naming else ())
-            kinds |= {question.kind} if question.about else set()
+            assert question.mentions == (expected_mentions(scene, question) if naming else ())
+            kinds |= {question.kind} if question.mentions else set()
     assert kinds == set(NAMING)
     assert set(NAMING) < set(QUESTION_TYPES)
 
@@ -54,44 +55,44 @@ def test_packing_finds_the_words():
     tokenizer = build_tokenizer()
     packed = pack([scene.ask(times=2) for scene in SCENES], tokenizer, 64)
     expected = [
-        (row, word, pointed)
-        for row, asked in enumerate(packed.questions)
-        for question in asked
-        for word, pointed in question.about
+        (row, word, objects)
+        for row, questions in enumerate(packed.questions)
+        for question in questions
+        for word, objects in question.mentions
     ]
     found = []
-    for row, token, ends, pointed in packed.names:
+    for row, token, ends_name, objects in packed.mentions:
         before, word = tokenizer.convert_ids_to_tokens(packed.ids[row, token - 1 : token + 1])
-        assert ends == (before in COLORS)
+        assert ends_name == (before in COLORS)
         assert packed.segments[row, token] == packed.segments[row, token - 1]
-        found.append((row, word, pointed))
+        found.append((row, word, objects))
     assert found == expected
 
 
 @pytest.fixture(scope="module")
 def example():
-    """A model, what its attention layers saw, the questions and who owns the patches."""
+    """Returns a model, its attention inputs, features, packed questions and patch owners."""
     model = build_model(0, ARCHITECTURE).eval()
     scenes = [scene for scene in SCENES if len(scene.objects) > 3][:3]
     packed = pack([scene.ask() for scene in scenes], build_tokenizer(), 64)
-    owners = dense(scenes, 8).owners
-    with torch.no_grad(), grounding.watched(model) as seen:
+    owners = dense_labels(scenes, 8).owners
+    with torch.no_grad(), grounding.record_attention_inputs(model) as inputs:
         features = vision_features(model, to_pixels([scene.draw(8) for scene in scenes]))
         features = model.model.multi_modal_projector(features)
         packed_logits(model, features, packed)
-    return model, seen, features, packed, owners
+    return model, inputs, features, packed, owners
 
 
-def test_the_loss_is_that_of_the_attention_transformers_computes(example):
-    """Against the attention weights of the eager implementation."""
-    model, seen, features, packed, owners = example
+def test_the_loss_agrees_with_the_attention_weights_of_transformers(example):
+    """Uses the attention weights that the eager implementation returns."""
+    model, inputs, features, packed, owners = example
     weights = []
 
-    def note(module, args, kwargs, output):
+    def record(module, args, kwargs, output):
         weights.append(output[1])
 
     handles = [
-        layer.self_attn.register_forward_hook(note, with_kwargs=True)
+        layer.self_attn.register_forward_hook(record, with_kwargs=True)
         for layer in model.model.language_model.layers
     ]
     model.set_attn_implementation("eager")
@@ -100,33 +101,33 @@ def test_the_loss_is_that_of_the_attention_transformers_computes(example):
     model.set_attn_implementation("sdpa")
     for handle in handles:
         handle.remove()
-    joining, looking = [], []
-    for row, token, ends, pointed in packed.names:
-        mine = torch.isin(owners[row], torch.tensor(pointed))
-        if not mine.any():  # too small for a patch of its own
+    join, lookup = [], []
+    for row, token, ends_name, objects in packed.mentions:
+        mask = torch.isin(owners[row], torch.tensor(objects))
+        if not mask.any():  # too small to own a patch
             continue
         for head in range(grounding.HEADS):
-            patches = weights[grounding.LOOKING][row, head, 65 + token, 1:65]
-            looking.append(-(patches[mine].sum() / patches.sum()).log())
-            if ends:
-                text = weights[grounding.JOINING][row, head, 65 + token, 65:]
-                joining.append(-(text[token - 1] / text.sum()).log())
-    expected = torch.stack(looking).mean() + torch.stack(joining).mean()
+            patches = weights[grounding.LOOKUP_LAYER][row, head, 65 + token, 1:65]
+            lookup.append(-(patches[mask].sum() / patches.sum()).log())
+            if ends_name:
+                text = weights[grounding.JOIN_LAYER][row, head, 65 + token, 65:]
+                join.append(-(text[token - 1] / text.sum()).log())
+    expected = torch.stack(lookup).mean() + torch.stack(join).mean()
     with torch.no_grad():
-        actual = grounding.loss(model, seen, packed, owners)
+        actual = grounding.loss(model, inputs, packed, owners)
     assert torch.allclose(actual, expected, atol=1e-5)
-    assert len(joining) > 10
+    assert len(join) > 10
 
 
-def test_holding_attention_teaches_looking_up(example):
+def test_the_loss_trains_attention(example):
     model, _, features, packed, owners = example
     model = build_model(1, ARCHITECTURE)
     optimizer = torch.optim.Adam(model.model.language_model.parameters(), lr=3e-3)
     losses = []
     for _ in range(12):
-        with grounding.watched(model) as seen:
+        with grounding.record_attention_inputs(model) as inputs:
             packed_logits(model, features, packed)
-        loss = grounding.loss(model, seen, packed, owners)
+        loss = grounding.loss(model, inputs, packed, owners)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -134,21 +135,21 @@ def test_holding_attention_teaches_looking_up(example):
     assert losses[-1] < 0.6 * losses[0]
 
 
-def test_nothing_named_costs_nothing(example):
-    model, seen, _, _, owners = example
+def test_the_loss_is_zero_without_mentions(example):
+    model, inputs, _, _, owners = example
     packed = pack([SCENES[0].ask(["count"])], build_tokenizer(), 64)
-    assert grounding.loss(model, seen, packed, owners) == 0
+    assert grounding.loss(model, inputs, packed, owners) == 0
     only_shapes = pack([SCENES[0].ask(["color"], 3)], build_tokenizer(), 64)
-    assert not any(ends for _, _, ends, _ in only_shapes.names)
+    assert not any(mention.ends_name for mention in only_shapes.mentions)
 
 
-def test_hooks_are_taken_off(example):
+def test_hooks_are_removed(example):
     model = example[0]
     for layer in model.model.language_model.layers:
         assert not layer.self_attn._forward_pre_hooks
 
 
-def test_heads_start_as_look_ups_of_what_is_alike():
+def test_heads_initially_attend_to_similar_tokens():
     model = build_model(2, ARCHITECTURE)
     words = torch.nn.functional.normalize(torch.randn(40, 192), dim=1) * 192**0.5
     for layer in model.model.language_model.layers:

@@ -1,4 +1,4 @@
-"""Attention by products beside PyTorch's own."""
+"""Attention by products compared with PyTorch's own."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ from hypothesis import strategies as st
 from torch import nn
 
 from gprune.tinyvlm import load
+from gprune.training.data import Steps
+from gprune.training.loop import Trainer
 from gprune.training.products import products
-from gprune.training.train import Recipe, Steps, Trainer
+from gprune.training.recipe import Recipe
 
 
 @settings(deadline=None, max_examples=30)
@@ -23,30 +25,30 @@ from gprune.training.train import Recipe, Steps, Trainer
     st.booleans(),
     st.integers(0, 2**31),
 )
-def test_is_pytorchs_attention(b, heads, n, m, masked, seed):
+def test_agrees_with_pytorch(b, heads, n, m, masked, seed):
     torch.manual_seed(seed)
     query, key, value = (torch.randn(b, heads, length, 4) for length in (n, m, m))
     mask = None
     if masked:
-        seen = torch.rand(b, 1, n, m) < 0.7
-        seen[..., 0] = True  # a row that sees nothing has no softmax
-        mask = torch.zeros(b, 1, n, m).masked_fill(~seen, torch.finfo(torch.float32).min)
-    out, shares = products(nn.Identity(), query, key, value, mask, scaling=0.3)
+        visible = torch.rand(b, 1, n, m) < 0.7
+        visible[..., 0] = True  # a fully masked row has no softmax
+        mask = torch.zeros(b, 1, n, m).masked_fill(~visible, torch.finfo(torch.float32).min)
+    out, weights = products(nn.Identity(), query, key, value, mask, scaling=0.3)
     expected = F.scaled_dot_product_attention(query, key, value, mask, scale=0.3)
     torch.testing.assert_close(out, expected.transpose(1, 2))
-    torch.testing.assert_close(shares.sum(-1), torch.ones(b, heads, n))
+    torch.testing.assert_close(weights.sum(-1), torch.ones(b, heads, n))
 
 
-def test_what_it_does_not_do_is_refused():
+def test_unsupported_calls_are_refused():
     query, key = torch.randn(1, 4, 3, 8), torch.randn(1, 2, 3, 8)
-    with pytest.raises(ValueError, match="as many heads of keys as of queries and no dropout"):
+    with pytest.raises(ValueError, match="as many key heads as query heads and no dropout"):
         products(nn.Identity(), query, key, key, None)
     with pytest.raises(ValueError, match=r"got 4, 4 and 0\.5; take 'sdpa'"):
         products(nn.Identity(), query, query, query, None, dropout=0.5)
 
 
 def test_the_model_generates_the_same():
-    """Masks that transformers makes, a cache and padding."""
+    """Covers masks built by transformers, a KV cache and padding."""
     model, processor = load()
     texts = ["<image>what color is the circle ?", "<image>how many squares ?"]
     inputs = processor(
@@ -62,8 +64,8 @@ def test_the_model_generates_the_same():
 
 
 @pytest.mark.parametrize("stage", ["patches", "answers"])
-def test_gradients_are_those_of_pytorchs(tmp_path, stage):
-    """In float32 to rounding, in bf16 to what bf16 resolves."""
+def test_gradients_agree_with_pytorch(tmp_path, stage):
+    """Compares in float32 to rounding, and in bfloat16 relative to the error of PyTorch's own."""
     gradients = {}
     for attention in ("sdpa", "products"):
         for low in (False, True):
@@ -74,10 +76,11 @@ def test_gradients_are_those_of_pytorchs(tmp_path, stage):
             every = [p.grad.flatten() for p in trainer.modules.parameters() if p.grad is not None]
             gradients[attention, low] = torch.cat(every)
 
-    def apart(one, other):
+    def relative_error(one, other):
         return ((one - other).norm() / other.norm()).item()
 
     exact = gradients["sdpa", False]
-    assert apart(gradients["products", False], exact) < 1e-5
-    # bf16 itself moves them: by products no more than twice as far as PyTorch's does.
-    assert apart(gradients["products", True], exact) < 2 * apart(gradients["sdpa", True], exact)
+    assert relative_error(gradients["products", False], exact) < 1e-5
+    # bfloat16 itself changes gradients; products may do so at most twice as much as PyTorch does.
+    limit = 2 * relative_error(gradients["sdpa", True], exact)
+    assert relative_error(gradients["products", True], exact) < limit
