@@ -1,4 +1,4 @@
-"""What the examples share: a real checkpoint with its processor, or a tiny random model."""
+"""Shared code of the examples: loads a checkpoint or a tiny random model, and answers."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import typer
 
 from gprune import Pruner
 
-ImageOption = Annotated[Path | None, typer.Option(help="A picture, for a real checkpoint.")]
+ImageOption = Annotated[Path | None, typer.Option(help="An image, for a real checkpoint.")]
 VideoOption = Annotated[Path | None, typer.Option(help="A video, for a real checkpoint.")]
 TinyOption = Annotated[
-    bool, typer.Option("--tiny", help="A random model of the family, from the tests: no download.")
+    bool, typer.Option("--tiny", help="Use a tiny random model of the family; no download.")
 ]
-DeviceOption = Annotated[str, typer.Option(help="Such as cpu or cuda.")]
+DeviceOption = Annotated[str, typer.Option(help="Device, for example cpu or cuda.")]
 
 
 def ask(
@@ -28,7 +28,18 @@ def ask(
     image: Path | None = None,
     video: Path | None = None,
 ) -> None:
-    """Answers with and without pruning and says what was kept."""
+    """Answers with and without pruning and prints the number of kept tokens.
+
+    Args:
+        checkpoint: folder or Hub id of a real checkpoint.
+        specimen: name of the random model, used if ``tiny``.
+        pruner: the method.
+        prompt: the question, for a real checkpoint.
+        tiny: whether to use the random model.
+        device: of the real checkpoint.
+        image: for a real checkpoint.
+        video: for a real checkpoint; the random model gets a random one in its place.
+    """
     if tiny:
         model, inputs = random_model(specimen, with_video=video is not None)
         processor = None
@@ -41,15 +52,15 @@ def ask(
         kept = pruned.kept[0]
     length = inputs["input_ids"].shape[1]
     for label, output in (("full", full), ("pruned", short)):
-        words = output[0, length:]
-        said = words.tolist() if processor is None else processor.decode(words, True)
-        print(f"{label}: {said}")
+        ids = output[0, length:]
+        answer = ids.tolist() if processor is None else processor.decode(ids, True)
+        print(f"{label}: {answer}")
     for group in kept:
         print(f"{group.modality} {group.image}, {group.kind}: {len(group.indices)} of {group.size}")
 
 
 def random_model(specimen: str, with_video: bool) -> tuple[Any, dict[str, torch.Tensor]]:
-    """A tiny random model of a family with a prompt that holds an image (and a video)."""
+    """Builds a tiny random model and the inputs for an image (and a video)."""
     from tests.hf.batches import add_video, make_batch
     from tests.hf.models import SPECIMENS
 
@@ -64,7 +75,7 @@ def random_model(specimen: str, with_video: bool) -> tuple[Any, dict[str, torch.
 def real_model(
     checkpoint: str, prompt: str, device: str, image: Path | None, video: Path | None
 ) -> tuple[Any, Any, Any]:
-    """A checkpoint from a folder or the hub, its processor, and the inputs for a prompt."""
+    """Loads a checkpoint and its processor, and builds the inputs of a prompt."""
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
     if image is None and video is None:

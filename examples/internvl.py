@@ -1,4 +1,4 @@
-"""InternVL: 256 tokens a tile, every tile is a group.
+"""InternVL: each tile is a group of 256 tokens.
 
 python -m examples.internvl --image cat.jpg --device cuda
 python -m examples.internvl --tiny
@@ -14,7 +14,7 @@ from gprune import GPrune
 
 def main(
     image: ImageOption = None,
-    prompt: str = "What is in the picture?",
+    prompt: str = "What is in the image?",
     checkpoint: str = "OpenGVLab/InternVL3-1B-hf",
     device: DeviceOption = "cpu",
     tiny: TinyOption = False,

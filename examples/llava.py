@@ -1,4 +1,4 @@
-"""LLaVA-1.5: 576 tokens an image, one group.
+"""LLaVA-1.5: each image is a group of 576 tokens.
 
 python -m examples.llava --image cat.jpg --device cuda
 python -m examples.llava --tiny
@@ -14,7 +14,7 @@ from gprune import GPrune
 
 def main(
     image: ImageOption = None,
-    prompt: str = "What is in the picture?",
+    prompt: str = "What is in the image?",
     checkpoint: str = "llava-hf/llava-1.5-7b-hf",
     device: DeviceOption = "cpu",
     tiny: TinyOption = False,

@@ -1,4 +1,4 @@
-"""LLaVA-NeXT: the thumbnail whole, the canvas of tiles at a quarter.
+"""LLaVA-NeXT: keeps the whole thumbnail and a quarter of the canvas of tiles.
 
 python -m examples.llava_next --image cat.jpg --device cuda
 python -m examples.llava_next --tiny
@@ -14,7 +14,7 @@ from gprune import GPrune
 
 def main(
     image: ImageOption = None,
-    prompt: str = "What is in the picture?",
+    prompt: str = "What is in the image?",
     checkpoint: str = "llava-hf/llava-v1.6-mistral-7b-hf",
     device: DeviceOption = "cpu",
     tiny: TinyOption = False,

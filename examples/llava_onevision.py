@@ -1,4 +1,4 @@
-"""LLaVA-OneVision: thumbnail, canvas and video frames.
+"""LLaVA-OneVision: thumbnail, canvas and video frames are groups.
 
 python -m examples.llava_onevision --image cat.jpg --video clip.mp4 --device cuda
 python -m examples.llava_onevision --tiny
@@ -22,9 +22,9 @@ def main(
     device: DeviceOption = "cpu",
     tiny: TinyOption = False,
 ) -> None:
-    """Ask with and without pruning, about a picture, a video or both."""
+    """Ask about an image, a video or both, with and without pruning."""
     if tiny:
-        video = Path("random")  # the random prompt holds both
+        video = Path("random")  # the random prompt contains both
     ask(checkpoint, "llava_onevision", GPrune(keep=0.36), prompt, tiny, device, image, video)
 
 

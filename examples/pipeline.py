@@ -1,4 +1,4 @@
-"""transformers' pipeline inside the context, with the tiny model that comes with gprune.
+"""A transformers pipeline with pruning, on the tiny model that gprune ships.
 
 python -m examples.pipeline
 """

@@ -1,4 +1,4 @@
-"""Qwen2-VL: pictures of any shape, every video frame is a group.
+"""Qwen2-VL: images of any shape; each image and each video frame is a group.
 
 python -m examples.qwen2_vl --image cat.jpg --video clip.mp4 --device cuda
 python -m examples.qwen2_vl --tiny
@@ -22,9 +22,9 @@ def main(
     device: DeviceOption = "cpu",
     tiny: TinyOption = False,
 ) -> None:
-    """Ask with and without pruning, about a picture, a video or both."""
+    """Ask about an image, a video or both, with and without pruning."""
     if tiny:
-        video = Path("random")  # the random prompt holds both
+        video = Path("random")  # the random prompt contains both
     ask(checkpoint, "qwen2_vl", GPrune(keep=0.36), prompt, tiny, device, image, video)
 
 

@@ -1,4 +1,4 @@
-"""Qwen3-VL: deepstack features are cut with the tokens they belong to.
+"""Qwen3-VL: the deepstack features of dropped tokens are dropped too.
 
 python -m examples.qwen3_vl --image cat.jpg --video clip.mp4 --device cuda
 python -m examples.qwen3_vl --tiny
@@ -22,9 +22,9 @@ def main(
     device: DeviceOption = "cpu",
     tiny: TinyOption = False,
 ) -> None:
-    """Ask with and without pruning, about a picture, a video or both."""
+    """Ask about an image, a video or both, with and without pruning."""
     if tiny:
-        video = Path("random")  # the random prompt holds both
+        video = Path("random")  # the random prompt contains both
     ask(checkpoint, "qwen3_vl", GPrune(keep=0.36), prompt, tiny, device, image, video)
 
 

@@ -1,12 +1,13 @@
 """Pictures of what pruning does: kept tokens, scores, and the graph around a token.
 
-Every function takes a picture and a grid of (rows, columns), so it serves any family and any group:
-the picture is cut into that many cells, whatever its size.
+The functions take an image and a grid of (rows, columns) and divide the image into that many cells,
+whatever its size. So they work for the groups of every model family.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,18 +19,20 @@ from gprune.graph import SimilarityGraph
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# Pruned patches fade towards this, which stands apart from black, white and most photographs.
+# The colour that pruned patches fade to: it differs from black, white and most photographs.
 FADE = (24, 26, 32)
 KEPT_OUTLINE = (255, 196, 0)
 GRAPH_TOKEN = (255, 0, 110)
 GRAPH_EDGE = (0, 120, 255)
+# The format needs a LaTeX installation.
+UNSUPPORTED_FORMATS = frozenset({"pgf"})
 
 
 def cells(size: tuple[int, int], grid: tuple[int, int]) -> list[tuple[int, int, int, int]]:
-    """The box (left, top, right, bottom) in pixels of every cell, row by row.
+    """Returns the box (left, top, right, bottom) in pixels of every cell, row by row.
 
     Args:
-        size: (width, height) of the picture.
+        size: (width, height) of the image.
         grid: (rows, columns).
     """
     width, height = size
@@ -47,7 +50,11 @@ def cells(size: tuple[int, int], grid: tuple[int, int]) -> list[tuple[int, int, 
 
 
 def enlarged(image: Image.Image, least: int = 448) -> Image.Image:
-    """``image`` in RGB, enlarged by a whole factor until its shorter side has ``least`` pixels."""
+    """Enlarges an image by the least whole factor that makes its shorter side ``least`` pixels.
+
+    Returns:
+        The image in RGB.
+    """
     factor = max(1, -(-least // min(image.size)))
     size = (image.width * factor, image.height * factor)
     return image.convert("RGB").resize(size, Image.Resampling.NEAREST)
@@ -60,10 +67,10 @@ def overlay(
     fade: float = 0.82,
     outline: bool = True,
 ) -> Image.Image:
-    """The picture with pruned patches dimmed and kept ones as they are.
+    """Dims the patches of pruned tokens and leaves those of kept tokens as they are.
 
     Args:
-        image: what the group's tokens show.
+        image: the part of an image that the group's tokens show.
         kept: indices of the kept tokens.
         grid: (rows, columns) of the group.
         fade: how far pruned patches fade, 0 to 1.
@@ -94,18 +101,18 @@ def overlay(
 
 
 def score_map(image: Image.Image, scores: Tensor, grid: tuple[int, int]) -> Image.Image:
-    """The picture under a heat map of scores, bright where a token ranks high.
+    """Draws a heat map of scores over an image, bright where a token ranks high.
 
-    Colours go by rank, not by value: what is kept depends on the order alone, and a few large
-    values would leave the rest in one colour.
+    Colours show ranks, not values: the order alone decides which tokens are kept, and a few large
+    values would leave all others in one colour.
 
     Args:
-        image: what the group's tokens show.
-        scores: one a token, [n]; -inf ranks last.
+        image: the part of an image that the group's tokens show.
+        scores: one for each token, [n]; -inf ranks last.
         grid: (rows, columns) of the group.
 
     Raises:
-        ValueError: there is not one score for each cell.
+        ValueError: the number of scores differs from the number of cells.
     """
     if scores.numel() != grid[0] * grid[1]:
         raise ValueError(f"scores has {scores.numel()} values, but grid={grid} has another number")
@@ -131,14 +138,14 @@ def graph_picture(
     grid: tuple[int, int],
     most: int = 24,
 ) -> Image.Image:
-    """The picture with a token and lines to its strongest neighbours, thicker where stronger.
+    """Draws lines from a token to its strongest neighbours, thicker for stronger edges.
 
     Args:
-        image: what the group's tokens show.
-        graph: of the same group.
+        image: the part of an image that the group's tokens show.
+        graph: the graph of the same group.
         token: index of the token.
         grid: (rows, columns) of the group.
-        most: how many neighbours to draw.
+        most: number of neighbours to draw at most.
 
     Raises:
         ValueError: the token lies outside the grid, or the graph has another size.
@@ -153,47 +160,90 @@ def graph_picture(
     boxes = cells(base.size, grid)
     neighbours = graph.neighbours(token, most).tolist()
     weights = graph.weights[token]
-    strongest = float(weights[neighbours[0]]) if neighbours else 1.0
     for index in (token, *neighbours):
         result.paste(base.crop(boxes[index]), boxes[index])
-    pen = ImageDraw.Draw(result)
+    draw_edges(result, boxes, token, [(index, float(weights[index])) for index in neighbours])
+    return result
+
+
+def draw_edges(
+    image: Image.Image,
+    boxes: Sequence[tuple[int, int, int, int]],
+    token: int,
+    edges: Sequence[tuple[int, float]],
+) -> None:
+    """Draws edges and a token into an image, in place.
+
+    Args:
+        image: the image to draw into.
+        boxes: see `cells`.
+        token: index of the token.
+        edges: the other end and the weight of each edge, strongest first.
+    """
+    pen = ImageDraw.Draw(image)
 
     def centre(index: int) -> tuple[float, float]:
         left, top, right, bottom = boxes[index]
         return (left + right) / 2, (top + bottom) / 2
 
-    # Weakest first, so that strong edges lie on top.
-    for index in reversed(neighbours):
-        width = 1 + round(4 * float(weights[index]) / strongest)
+    # Weakest first, so that strong edges are drawn on top.
+    for index, weight in reversed(edges):
+        width = 1 + round(4 * weight / edges[0][1])
         pen.line([centre(token), centre(index)], fill=GRAPH_EDGE, width=width)
         x, y = centre(index)
         pen.ellipse((x - 4, y - 4, x + 4, y + 4), fill=GRAPH_EDGE)
     x, y = centre(token)
     pen.ellipse((x - 7, y - 7, x + 7, y + 7), fill=GRAPH_TOKEN, outline=(255, 255, 255), width=2)
-    return result
+
+
+def figure_path(path: Path) -> Path:
+    """Returns the path that ``savefig`` writes to: .png is appended to a name without suffix.
+
+    Raises:
+        ValueError: the suffix names no format that can be written, or the path is a folder.
+    """
+    from matplotlib.figure import Figure
+
+    if not path.suffix:
+        path = path.with_name(f"{path.name}.png")
+    formats = sorted(set(Figure().canvas.get_supported_filetypes()) - UNSUPPORTED_FORMATS)
+    if path.suffix[1:].lower() not in formats:
+        raise ValueError(
+            f"out={str(path)!r} has the suffix {path.suffix}, which cannot be written; use .png "
+            f"or another of {', '.join(formats)}"
+        )
+    if path.is_dir():
+        raise ValueError(f"out={str(path)!r} is a folder; name a file such as {path / 'out.png'}")
+    return path
 
 
 def panel(pictures: Sequence[tuple[str, Image.Image]], title: str = "", columns: int = 4) -> Figure:
-    """Pictures with captions side by side as a matplotlib figure, which ``savefig`` saves.
+    """Arranges pictures with captions side by side in a matplotlib figure.
 
     Args:
-        pictures: (caption, picture) pairs.
-        title: a line above all.
-        columns: pictures in a row.
+        pictures: (caption, picture) pairs; a caption may have two lines.
+        title: a line above all pictures.
+        columns: pictures in a row at most.
+
+    Returns:
+        A figure, which its ``savefig`` writes to a file.
     """
     # The object interface: pyplot keeps global state and picks a window system.
     from matplotlib.figure import Figure
 
     columns = min(columns, len(pictures))
     rows = -(-len(pictures) // columns)
-    figure = Figure(figsize=(3.1 * columns, 3.5 * rows + (0.5 if title else 0)), dpi=120)
+    lines = 1 + max(caption.count("\n") for caption, _ in pictures)
+    tallest = max(picture.height / picture.width for _, picture in pictures)
+    width, caption_height = 3.4, 0.05 + 0.18 * lines  # inches
+    height = rows * (width * tallest + caption_height) + (0.3 if title else 0.0)
+    figure = Figure(figsize=(width * columns, height), dpi=120, layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False).ravel()
     for axis in axes:
         axis.axis("off")
     for axis, (caption, picture) in zip(axes, pictures, strict=False):
         axis.imshow(np.asarray(picture))
-        axis.set_title(caption, fontsize=9)
+        axis.set_title(caption, fontsize=10)
     if title:
-        figure.suptitle(title, fontsize=11)
-    figure.tight_layout()
+        figure.suptitle(title, fontsize=13)
     return figure

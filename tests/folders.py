@@ -1,4 +1,4 @@
-"""Random models with their processors in folders, as commands load them."""
+"""Saves random models with their processors to folders, from which commands load them."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from tests.hf.models import SPECIMENS
 
 
 def save_llava_next(folder: Path) -> None:
-    """A LLaVA-NeXT without a chat template, that reads the tiny model's words."""
-    # Named for what asks for it by its name: a processor looks its parts up in transformers.
+    """Saves a LLaVA-NeXT without a chat template, with the tiny model's vocabulary."""
+    # A processor finds its parts by their names in transformers, so this class has to be loaded.
     from transformers import CLIPImageProcessorPil, LlavaNextProcessor  # noqa: F401
     from transformers.models.llava_next.image_processing_pil_llava_next import (
         LlavaNextImageProcessorPil,

@@ -1,4 +1,8 @@
+"""Pictures of kept tokens, scores and graphs, and the files that they are written to."""
+
 from __future__ import annotations
+
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -23,7 +27,7 @@ def test_cells_cover_the_picture_once(grid):
 
 
 @pytest.mark.parametrize("grid", [(3, 5), (6, 10)])
-def test_overlay_dims_what_is_pruned_and_nothing_else(grid):
+def test_overlay_dims_pruned_cells_only(grid):
     kept = torch.tensor([0, 4, 7])
     result = viz.overlay(PICTURE, kept, grid, outline=False)
     plain = viz.enlarged(PICTURE)
@@ -72,3 +76,27 @@ def test_panel(tmp_path):
     figure.savefig(tmp_path / "panel.png")
     with Image.open(tmp_path / "panel.png") as saved:
         assert saved.width > saved.height * 0.5
+
+
+@pytest.mark.parametrize("name", ["kept.png", "kept.JPG", "kept.pdf", "kept.svg", "kept"])
+def test_a_figure_is_written_to_the_path_that_is_reported(tmp_path, name):
+    path = viz.figure_path(tmp_path / name)
+    viz.panel([("one", PICTURE)]).savefig(path)
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_figure_paths_without_suffix():
+    assert viz.figure_path(Path("out/demo")) == Path("out/demo.png")
+    assert viz.figure_path(Path("a.b/demo")) == Path("a.b/demo.png")
+
+
+@pytest.mark.parametrize("suffix", ["txt", "pgf", "1"])
+def test_figures_that_cannot_be_written_are_refused(suffix):
+    with pytest.raises(ValueError, match=rf"has the suffix \.{suffix}, .* use \.png or another"):
+        viz.figure_path(Path(f"out/demo.{suffix}"))
+
+
+def test_a_folder_is_no_figure(tmp_path):
+    (tmp_path / "kept.png").mkdir()
+    with pytest.raises(ValueError, match="is a folder"):
+        viz.figure_path(tmp_path / "kept")

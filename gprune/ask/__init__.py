@@ -1,1 +1,1 @@
-"""Loads a model with its processor, prompts it, answers and compares."""
+"""Loads a model with its processor, asks it questions with and without pruning, and compares."""

@@ -1,4 +1,4 @@
-"""Several methods on one question about one picture: what the web page shows, without the page."""
+"""Compares several methods on one question about one image: the contents of the web page."""
 
 from __future__ import annotations
 
@@ -10,38 +10,46 @@ from urllib.parse import urlencode
 
 from PIL import Image
 
-import gprune
-from gprune import SimilarityGraph, VisualTokens, viz
-from gprune.ask.answers import answer, first_tokens, scores_features, shown_to
+from gprune import viz
+from gprune.ask.answers import Outcome, answer
+from gprune.ask.pictures import first_group, has_feature_scores, model_view
 from gprune.costs import PrefillTimes, Saving, prefill_times
-from gprune.graph import check_threshold
+from gprune.errors import UnsupportedModelError
+from gprune.graph import SimilarityGraph, check_threshold
+from gprune.pruners import RECOMMENDED, Pruner, make
+from gprune.tokens import VisualTokens
 
 MOST_METHODS = 4
 LONGEST_QUESTION = 500
-# Pixels of a drawn picture's longer side: more would travel to the browser for nothing.
+# Longer side in pixels of an image on the page: more would only cost transfer time.
 MOST_SHOWN = 1024
-# Held-out scenes with something to count, to read, to name.
+# Held-out scenes with something to count, to read and to name.
 SCENES = (4, 12, 3, 16, 1, 8)
-# The edges of the graph that a click shows, whatever the method: G-Prune's.
+SCENE_COUNT = 10_000
+# The graph that a click draws is always built with G-Prune's defaults.
 THRESHOLD, TEMPERATURE = 0.5, 0.03
+# Neighbours of a token that are drawn.
+MOST_NEIGHBOURS = 24
+# Timed prefills of each method.
+REPEATS = 3
 
 
 @dataclass(frozen=True)
-class Settings:
-    """What a link restores. An uploaded picture is no part of it: it stays where it is.
+class ComparisonSettings:
+    """The inputs of a comparison that a link restores; uploaded images are not among them.
 
     Attributes:
         question: at most `LONGEST_QUESTION` characters.
         methods: one to `MOST_METHODS` names of `gprune.methods()`.
         keep: share of the visual tokens, in (0, 1].
-        scene: index of a held-out scene of the tiny model's, or None for an uploaded picture.
+        scene: index of a held-out scene of the tiny model's, or None for an uploaded image.
 
     Raises:
-        ValueError: one of them is out of range.
+        ValueError: a value is out of range.
     """
 
     question: str = "what number is written in the image?"
-    methods: tuple[str, ...] = ("gprune", "graph_cover", "random")
+    methods: tuple[str, ...] = ("gprune", RECOMMENDED, "random")
     keep: float = 0.25
     scene: int | None = SCENES[0]
 
@@ -50,24 +58,23 @@ class Settings:
             raise ValueError("question is empty; ask something about the picture")
         if len(self.question) > LONGEST_QUESTION:
             raise ValueError(
-                f"question has {len(self.question)} characters; at most {LONGEST_QUESTION} are "
-                "taken here"
+                f"question has {len(self.question)} characters; the limit is {LONGEST_QUESTION}"
             )
         if not 1 <= len(self.methods) <= MOST_METHODS:
             raise ValueError(
                 f"methods={list(self.methods)} are {len(self.methods)}; choose 1 to {MOST_METHODS}"
             )
         for method in self.methods:
-            gprune.make(method, self.keep)
-        if self.scene is not None and not 0 <= self.scene < 10_000:
-            raise ValueError(f"scene={self.scene} must lie in [0, 10000)")
+            make(method, self.keep)
+        if self.scene is not None and not 0 <= self.scene < SCENE_COUNT:
+            raise ValueError(f"scene={self.scene} must lie in [0, {SCENE_COUNT})")
 
     @classmethod
-    def of_link(cls, query: Mapping[str, str]) -> Settings:
-        """The settings that a link's query holds, defaults for what it leaves out.
+    def from_query(cls, query: Mapping[str, str]) -> ComparisonSettings:
+        """Reads settings from the query of a link; absent ones get their defaults.
 
         Raises:
-            ValueError: a value is out of range or no number.
+            ValueError: a value is out of range or not a number.
         """
         values: dict[str, Any] = {}
         if "question" in query:
@@ -83,8 +90,8 @@ class Settings:
             raise ValueError(f"the link cannot be read: {error}") from None
         return cls(**values)
 
-    def link(self) -> str:
-        """The query of a link that restores these settings."""
+    def to_query(self) -> str:
+        """Returns the query of a link that restores these settings."""
         scene = "" if self.scene is None else self.scene
         return urlencode(
             {
@@ -97,23 +104,23 @@ class Settings:
 
 
 @dataclass(frozen=True, eq=False)
-class Column:
-    """What one method did.
+class MethodResult:
+    """The answer of one method, what it kept and what that saves.
 
     Attributes:
         method: its name.
-        refusal: why it could not be used with this model, or None.
-        text: the answer with pruning.
+        refusal: why it cannot be used with this model, or None.
+        answer: the answer with pruning.
         kept: indices of the kept tokens of the first group.
-        overlay: the kept tokens over the picture; None where they form no raster.
+        overlay: the kept tokens over the image; None where they form no raster.
         scores: the score map; None for methods that choose a set without scoring tokens.
-        saving: tokens, multiply-adds and cache.
-        times: of the prefill, None where they were not asked for.
+        saving: tokens, multiply-adds and KV cache.
+        times: prefill times, or None if they were not requested.
     """
 
     method: str
     refusal: str | None = None
-    text: str = ""
+    answer: str = ""
     kept: tuple[int, ...] = ()
     overlay: Image.Image | None = None
     scores: Image.Image | None = None
@@ -126,44 +133,45 @@ class Comparison:
     """One question answered by several methods.
 
     Attributes:
-        settings: what was asked for.
-        full: the answer without pruning.
-        expected: the right answer, where the scene knows it.
-        shown: what the model sees of the first group.
+        settings: the inputs.
+        answer_full: the answer without pruning.
+        expected: the right answer, or None where it is unknown.
+        view: the part of the image that the first group's tokens show.
         tokens: the first group.
-        columns: one a method.
+        results: one for each method so far.
     """
 
-    settings: Settings
-    full: str
+    settings: ComparisonSettings
+    answer_full: str
     expected: str | None
-    shown: Image.Image
+    view: Image.Image
     tokens: VisualTokens
-    columns: list[Column] = field(default_factory=list)
+    results: list[MethodResult] = field(default_factory=list)
 
     def token_at(self, x: float, y: float) -> int:
-        """The token under a point of the enlarged picture, in pixels.
+        """Returns the index of the token under a point of the enlarged image, in pixels.
 
         Raises:
-            ValueError: the tokens form no raster, or the point lies outside.
+            ValueError: the tokens form no raster, or the point lies outside the image.
         """
         grid = self.tokens.grid
         if grid is None:
-            raise ValueError(
-                "this model's visual tokens form no raster, so none lies under a point"
-            )
-        width, height = viz.enlarged(self.shown).size
+            raise ValueError("this model's visual tokens form no raster, so no token has a place")
+        width, height = viz.enlarged(self.view).size
         if not (0 <= x < width and 0 <= y < height):
             raise ValueError(f"point ({x}, {y}) lies outside the picture of {width} x {height}")
         return int(y * grid[0] / height) * grid[1] + int(x * grid[1] / width)
 
     def graph(self, token: int | None, threshold: float) -> tuple[Image.Image, str]:
-        """The graph around a token over the picture, and what there is to say about it.
+        """Draws the similarity graph around a token and describes it in Markdown.
 
-        ``token`` None takes the best-connected one.
+        Args:
+            token: its index; None takes the token with most edges.
+            threshold: least cosine similarity of an edge.
 
         Raises:
-            ValueError: ``threshold`` is no cosine, or there is no such token.
+            ValueError: ``threshold`` is not a cosine, there is no such token, or the tokens form
+                no raster.
         """
         check_threshold(threshold)
         grid = self.tokens.grid
@@ -172,30 +180,31 @@ class Comparison:
         graph = SimilarityGraph.build(self.tokens.features, threshold, TEMPERATURE)
         if token is None:
             token = int(graph.degree.argmax())
-        drawn = viz.graph_picture(self.shown, graph, token, grid)
+        drawn = viz.graph_picture(self.view, graph, token, grid, MOST_NEIGHBOURS)
         row, column = divmod(token, grid[1])
-        keepers = [one.method for one in self.columns if token in one.kept]
-        edges = int(graph.degree[token]) - 1  # without its loop
-        words = (
+        keepers = [one.method for one in self.results if token in one.kept]
+        edges = int(graph.degree[token]) - 1  # without the edge to itself
+        description = (
             f"**Token {token}** (row {row}, column {column}) resembles **{edges}** of the other "
             f"{len(self.tokens) - 1} tokens with a cosine of at least {threshold:g}; the lines go "
-            f"to the strongest {min(24, edges)}. "
+            f"to the strongest {min(MOST_NEIGHBOURS, edges)}. "
             f"Kept by: **{', '.join(keepers) or 'no method here'}**."
         )
-        return drawn, words
+        return drawn, description
 
 
-class Asker:
-    """A model with its processor that answers one question at a time.
+class SharedModel:
+    """A model and its processor, shared by threads: it answers one question at a time.
 
-    Pruning changes a model's call for everyone who uses it, so two requests must not overlap. The
-    page's queue sees to that; the lock here holds for every other way in.
+    Pruning installs hooks on the model, which every caller would run, so two requests must not
+    overlap. The web page queues its requests; the lock here protects all other callers.
 
     Attributes:
-        model, processor: of a supported family.
-        name: how the page calls the model.
-        tiny: whether it is the shipped model, which knows few words.
-        max_new_tokens: longest answer.
+        model: of a supported family.
+        processor: the model's.
+        name: the model's name on the page.
+        tiny: whether it is the shipped model, which has a small vocabulary.
+        max_new_tokens: longest answer; the model's own limit by default.
     """
 
     def __init__(
@@ -211,26 +220,26 @@ class Asker:
         self.name = name
         self.tiny = tiny
         self.max_new_tokens = max_new_tokens
-        self._turn = threading.Lock()
+        self._lock = threading.Lock()
 
     def compare(
-        self, settings: Settings, picture: Image.Image | None, timed: bool = True
+        self, settings: ComparisonSettings, image: Image.Image | None, timed: bool = True
     ) -> Iterator[Comparison]:
-        """Answers without pruning and by every method; yields after each method.
+        """Answers without pruning and with every method; yields after each method.
 
         Args:
             settings: the question, the methods and the budget.
-            picture: an uploaded one; None takes the scene of ``settings``.
-            timed: whether to time the prefill too, which takes eight more of them a method.
+            image: an uploaded one; None takes the scene of ``settings``.
+            timed: whether to time the prefill too, which runs it eight more times for each method.
 
         Raises:
-            ValueError: there is no picture, or the tiny model does not know a word of the question.
+            ValueError: there is no image, or the tiny model does not know a word of the question.
         """
         expected = None
-        if picture is None:
+        if image is None:
             if settings.scene is None:
                 raise ValueError("there is no picture; upload one or take an example")
-            picture = scene_picture(settings.scene)
+            image = scene_picture(settings.scene)
             expected = scene_answers(settings.scene).get(settings.question)
         if self.tiny:
             from gprune.tinyvlm.vocabulary import require_known
@@ -238,68 +247,71 @@ class Asker:
             require_known(self.processor.tokenizer, settings.question)
         comparison: Comparison | None = None
         for method in settings.methods:
-            with self._turn:
-                comparison = self._ask(comparison, method, settings, picture, expected, timed)
+            with self._lock:
+                if comparison is None:
+                    comparison = self._unpruned(settings, image, expected)
+                result = self._result(method, comparison, image, timed)
+            comparison = replace(comparison, results=[*comparison.results, result])
             yield comparison
 
-    def _ask(
-        self,
-        before: Comparison | None,
-        method: str,
-        settings: Settings,
-        picture: Image.Image,
-        expected: str | None,
-        timed: bool,
-    ) -> Comparison:
-        """``before`` with one more method's column; the first brings the unpruned answer."""
-        if before is None:
-            # Keeping everything is bit-identical to no pruning, and tells what the model sees too.
-            everything = gprune.make("uniform_grid", 1.0)
-            outcome = answer(
-                *(self.model, self.processor, everything, [picture], settings.question),
-                *(self.max_new_tokens, False),
-            )
-            shown = shown_to(self.processor, outcome, picture).copy()
-            shown.thumbnail((MOST_SHOWN, MOST_SHOWN))
-            tokens = first_tokens(self.model, outcome)
-            before = Comparison(settings, outcome.answer_pruned, expected, shown, tokens)
-        try:
-            column = self._column(method, settings, picture, before, timed)
-        except (ValueError, gprune.UnsupportedModelError) as error:
-            # A method can need a signal that this model does not give.
-            column = Column(method, refusal=" ".join(str(error).split()))
-        return replace(before, columns=[*before.columns, column])
-
-    def _column(
-        self, method: str, settings: Settings, picture: Image.Image, page: Comparison, timed: bool
-    ) -> Column:
-        pruner = gprune.make(method, settings.keep)
-        outcome = answer(
-            *(self.model, self.processor, pruner, [picture], settings.question),
-            *(self.max_new_tokens, False),
+    def _answer(self, pruner: Pruner, image: Image.Image, question: str) -> Outcome:
+        return answer(
+            self.model,
+            self.processor,
+            pruner,
+            [image],
+            question,
+            self.max_new_tokens,
+            compare=False,
         )
+
+    def _unpruned(
+        self, settings: ComparisonSettings, image: Image.Image, expected: str | None
+    ) -> Comparison:
+        """Answers without pruning; the comparison has no results yet."""
+        # Keeping everything gives bit-identical answers to no pruning, and the first group with it.
+        outcome = self._answer(make("uniform_grid", 1.0), image, settings.question)
+        view = model_view(self.processor, outcome, image).copy()
+        view.thumbnail((MOST_SHOWN, MOST_SHOWN))
+        tokens = first_group(self.model, outcome)
+        return Comparison(settings, outcome.answer_pruned, expected, view, tokens)
+
+    def _result(
+        self, method: str, comparison: Comparison, image: Image.Image, timed: bool
+    ) -> MethodResult:
+        """Answers with one method, or tells why it cannot be used with this model."""
+        settings = comparison.settings
+        pruner = make(method, settings.keep)
+        try:
+            outcome = self._answer(pruner, image, settings.question)
+        except (ValueError, UnsupportedModelError) as error:
+            # For example a method that needs attention weights which this model does not give.
+            return MethodResult(method, refusal=" ".join(str(error).split()))
         kept = tuple(outcome.pruned.kept[0][0].indices.tolist())
         overlay = scores = None
-        grid = page.tokens.grid
+        grid = comparison.tokens.grid
         if grid is not None:
-            overlay = viz.overlay(page.shown, kept, grid)
-            if scores_features(pruner):
-                scores = viz.score_map(page.shown, pruner.score(page.tokens), grid)
-        times = prefill_times(self.model, outcome.inputs, pruner, repeats=3) if timed else None
-        return Column(
-            method, None, outcome.answer_pruned, kept, overlay, scores, outcome.saving, times
+            overlay = viz.overlay(comparison.view, kept, grid)
+            if has_feature_scores(pruner):
+                scores = viz.score_map(comparison.view, pruner.score(comparison.tokens), grid)
+        times = None
+        if timed:
+            times = prefill_times(self.model, outcome.inputs, pruner, repeats=REPEATS)
+        return MethodResult(
+            *(method, None, outcome.answer_pruned, kept),
+            *(overlay, scores, outcome.saving, times),
         )
 
 
 def scene_picture(index: int) -> Image.Image:
-    """A held-out scene as the tiny model takes it."""
+    """Draws a held-out scene for the tiny model."""
     from gprune.tinyvlm import make_scene
 
     return make_scene("test", 0, index).draw()
 
 
 def scene_answers(index: int) -> dict[str, str]:
-    """What a held-out scene can be asked, with the right answers."""
+    """Returns the questions about a held-out scene with their right answers."""
     from gprune.tinyvlm import make_scene
 
     return {item.question: item.answer for item in make_scene("test", 0, index).ask()}

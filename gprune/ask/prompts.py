@@ -1,4 +1,4 @@
-"""From pictures and text to what a model is called with."""
+"""Turns images and questions into the inputs of a model."""
 
 from __future__ import annotations
 
@@ -8,27 +8,29 @@ from typing import Any
 
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-# What pictures come as. Pillow reads more, but by code that few use, and PostScript by a program.
+# The formats that are read. Pillow knows more, but decodes them by rarely used code, and PostScript
+# by starting Ghostscript.
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000")
 
-# Half a gigabyte in RGB, where Pillow by itself stops too; processors shrink pictures to far less.
+# Half a gigabyte in RGB, and Pillow's own limit; processors shrink images to far less.
 MOST_PIXELS = 178_956_970
 
 
 def open_image(path: Path, most_pixels: int = MOST_PIXELS) -> Image.Image:
-    """Reads a picture whole, so that a truncated one is found here, and turns it upright.
+    """Reads an image in RGB and turns it upright by its EXIF orientation.
 
-    Of an animated picture the first frame is taken.
+    The whole file is decoded, so that a truncated one is found here. Of an animation the first
+    frame is read.
 
     Args:
-        path: of a file in one of `FORMATS`.
-        most_pixels: more are refused before they are decoded.
+        path: a file in one of `FORMATS`.
+        most_pixels: larger images are refused before they are decoded.
 
     Raises:
-        ValueError: it is absent, unreadable, truncated or absurdly large.
+        ValueError: the file is absent, unreadable, truncated or too large.
     """
     try:
-        # From an open file: by its path, Pillow maps some turned TIFFs into memory wrongly.
+        # An open file, not its path: given a path, Pillow memory-maps some rotated TIFFs wrongly.
         with path.open("rb") as file, Image.open(file, formats=FORMATS) as stored:
             width, height = stored.size
             if width * height > most_pixels:
@@ -45,42 +47,51 @@ def open_image(path: Path, most_pixels: int = MOST_PIXELS) -> Image.Image:
         raise ValueError(f"image {str(path)!r} cannot be read: {error}") from None
 
 
-# Where the question stands in a template.
+# The placeholder of the question in a template.
 QUESTION = "{question}"
 
 
 def check_template(template: str | None) -> None:
-    """Raises ValueError for a template without a place for the question."""
+    """Checks that a template contains the placeholder of the question.
+
+    Raises:
+        ValueError: it does not.
+    """
     if template is not None and QUESTION not in template:
         raise ValueError(
-            f"template={template!r} does not say where the question stands; write {QUESTION} there"
+            f"template={template!r} has no placeholder for the question; write {QUESTION} there"
         )
 
 
 def prompt_for(processor: Any, text: str, images: int, template: str | None = None) -> str:
-    """The prompt in the model's chat format where it has one, else placeholders before the text.
+    """Builds the prompt of a question, with one image placeholder for each image.
+
+    Without a template the model's chat format is used; a processor without one gets the
+    placeholders followed by the question.
 
     Args:
         processor: the model's.
         text: the question.
-        images: how many pictures it is about.
-        template: taken in place of the chat format; ``{question}`` stands for the question.
-            Without a placeholder of the model's, one for each picture comes before it.
+        images: number of images that the question is about.
+        template: used in place of the chat format; ``{question}`` is replaced by the question. If
+            it contains no image placeholder, one for each image is put before it.
 
     Raises:
-        ValueError: the template has no place for the question, or placeholders for another number
-            of pictures.
+        ValueError: the template has no ``{question}``, or image placeholders for another number of
+            images.
     """
     check_template(template)
     if template is not None:
         image = str(processor.image_token)
-        places = template.count(image)
-        if places not in (0, images):
+        placeholders = template.count(image)
+        if placeholders not in (0, images):
             raise ValueError(
-                f"template={template!r} has {image} {places} times, and the question is about "
-                f"{images} pictures; leave {image} out, and one for each is put before the template"
+                f"template={template!r} has {image} {placeholders} times, and the question is "
+                f"about {images} pictures; leave {image} out, and one for each is put before the "
+                "template"
             )
-        return (image * images if places == 0 else "") + template.replace(QUESTION, text)
+        prefix = image * images if placeholders == 0 else ""
+        return prefix + template.replace(QUESTION, text)
     if getattr(processor, "chat_template", None):
         content = [{"type": "image"}] * images + [{"type": "text", "text": text}]
         turn = [{"role": "user", "content": content}]
@@ -91,16 +102,23 @@ def prompt_for(processor: Any, text: str, images: int, template: str | None = No
 def prepare(
     model: Any,
     processor: Any,
-    asked: Sequence[tuple[list[Image.Image], str]],
+    questions: Sequence[tuple[list[Image.Image], str]],
     template: str | None = None,
 ) -> Any:
-    """What ``model`` is called with to answer questions, each with its pictures, in one batch.
+    """Builds the inputs of ``model`` for one batch of questions.
 
-    ``template`` is that of `prompt_for`.
+    Args:
+        model: inputs are moved to its device and dtype.
+        processor: the model's.
+        questions: the images and the text of each.
+        template: see `prompt_for`.
+
+    Raises:
+        ValueError: see `prompt_for`.
     """
     return processor(
-        images=[image for images, _ in asked for image in images],
-        text=[prompt_for(processor, text, len(images), template) for images, text in asked],
-        padding=len(asked) > 1,  # one prompt needs no padding token
+        images=[image for images, _ in questions for image in images],
+        text=[prompt_for(processor, text, len(images), template) for images, text in questions],
+        padding=len(questions) > 1,  # one prompt needs no padding token
         return_tensors="pt",
     ).to(model.device, dtype=model.dtype)

@@ -1,7 +1,4 @@
-"""The web page, clicked through in a real browser: `make test-app`.
-
-Pictures of every step are left in out/app.
-"""
+"""The web page in a real browser: `make test-app`. Screenshots are written to out/app."""
 
 from __future__ import annotations
 
@@ -26,18 +23,25 @@ from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 import gprune
 from gprune import SimilarityGraph, viz
-from gprune.ask.answers import answer, first_tokens, shown_to
-from gprune.ask.comparison import SCENES, scene_answers, scene_picture
+from gprune.ask.answers import answer
+from gprune.ask.comparison import (
+    SCENES,
+    ComparisonSettings,
+    SharedModel,
+    scene_answers,
+    scene_picture,
+)
+from gprune.ask.pictures import first_group, model_view
 from gprune.tinyvlm import load
 
-PICTURES = Path(__file__).parents[2] / "out" / "app"
-PATIENCE = 60_000  # milliseconds, on a busy machine
+SCREENSHOTS = Path(__file__).parents[2] / "out" / "app"
+TIMEOUT = 60_000  # milliseconds, for a busy machine
 NUMBER = "what number is written in the image?"
 
 
 @pytest.fixture(scope="module")
 def address():
-    """A page served by the command, as a user starts it."""
+    """The address of a page that the command serves."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -72,25 +76,25 @@ def browser():
 
 @pytest.fixture
 def visit(browser: Browser, address):
-    """Opens pages; in the end nothing may have been asked of another machine."""
+    """Opens pages; no request may go to another machine."""
     elsewhere: list[str] = []
     contexts = []
 
-    def look(request):
-        asked = urlsplit(request.url)
-        if asked.scheme not in ("data", "blob") and asked.netloc != urlsplit(address).netloc:
+    def record_foreign(request):
+        parts = urlsplit(request.url)
+        if parts.scheme not in ("data", "blob") and parts.netloc != urlsplit(address).netloc:
             elsewhere.append(request.url)
 
-    def opened(query: str = "") -> Page:
+    def open_page(query: str = "") -> Page:
         context = browser.new_context(viewport={"width": 1280, "height": 900})
-        context.on("request", look)
+        context.on("request", record_foreign)
         contexts.append(context)
         page = context.new_page()
-        page.set_default_timeout(PATIENCE)
+        page.set_default_timeout(TIMEOUT)
         page.goto(address + query)
         return page
 
-    yield opened
+    yield open_page
     for context in contexts:
         context.close()
     assert elsewhere == []
@@ -102,52 +106,52 @@ def tiny():
 
 
 def reference(tiny, scene: int, question: str, method: str, keep: float):
-    """What the page has to show, from the library itself."""
+    """The outcome that the page has to show, from the library itself."""
     pruner = gprune.make(method, keep)
     return answer(*tiny, pruner, [scene_picture(scene)], question)
 
 
 def rows(page: Page) -> dict[str, list[str]]:
-    """The table: for each row its answer, tokens, and what was saved."""
+    """The table: for each method its answer, tokens and savings."""
     table = {}
     for line in page.locator("#table tbody tr").all():
         cells = [cell.inner_text() for cell in line.locator("td").all()]
-        said = line.locator(".answer").inner_text()
-        table[line.locator("th").inner_text()] = [said, *cells[1:]]
+        text = line.locator(".answer").inner_text()
+        table[line.locator("th").inner_text()] = [text, *cells[1:]]
     return table
 
 
 def wait_for_answers(page: Page, methods: int) -> None:
-    expect(page.locator("#table tbody tr")).to_have_count(methods + 1, timeout=PATIENCE)
-    expect(page.locator("#words")).to_contain_text("Token", timeout=PATIENCE)
+    expect(page.locator("#table tbody tr")).to_have_count(methods + 1, timeout=TIMEOUT)
+    expect(page.locator("#words")).to_contain_text("Token", timeout=TIMEOUT)
 
 
 def picture(page: Page, name: str) -> Image.Image:
-    """A picture as the browser has it."""
+    """A picture as the browser got it."""
     source = page.locator(f"#{name} img").get_attribute("src")
     return Image.open(io.BytesIO(page.request.get(source).body())).convert("RGB")
 
 
-def keep_picture(page: Page, name: str) -> None:
-    PICTURES.mkdir(parents=True, exist_ok=True)
-    page.screenshot(path=PICTURES / f"{name}.png", full_page=True)
+def screenshot(page: Page, name: str) -> None:
+    SCREENSHOTS.mkdir(parents=True, exist_ok=True)
+    page.screenshot(path=SCREENSHOTS / f"{name}.png", full_page=True)
 
 
 def click_token(page: Page, name: str, token: int) -> None:
-    """Clicks the middle of a patch of the 16 x 16."""
+    """Clicks the centre of one of the 16 x 16 patches."""
     box = page.locator(f"#{name} img").bounding_box()
     row, column = divmod(token, 16)
-    place = {
+    position = {
         "x": box["width"] * (column + 0.5) / 16,
         "y": box["height"] * (row + 0.5) / 16,
     }
-    page.locator(f"#{name} img").click(position=place)
+    page.locator(f"#{name} img").click(position=position)
 
 
-def test_a_first_visit_shows_something_at_once(visit, tiny):
+def test_a_first_visit_shows_an_answer_at_once(visit, tiny):
     page = visit()
     wait_for_answers(page, 3)
-    keep_picture(page, "first-visit")
+    screenshot(page, "first-visit")
     table = rows(page)
     outcome = reference(tiny, SCENES[0], NUMBER, "gprune", 0.25)
     assert list(table) == ["all tokens", "gprune", "graph_cover", "random"]
@@ -156,13 +160,13 @@ def test_a_first_visit_shows_something_at_once(visit, tiny):
     assert table["gprune"][1] == "64 of 256"
     assert table["gprune"][2] == f"−{outcome.saving.flops_saved:.0%}"
     assert re.fullmatch(r"[\d.]+ → [\d.]+ ms", table["gprune"][4])
-    for place, method in enumerate(("gprune", "graph_cover", "random")):
+    for column, method in enumerate(("gprune", "graph_cover", "random")):
         outcome = reference(tiny, SCENES[0], NUMBER, method, 0.25)
-        seen = shown_to(tiny[1], outcome, None)
+        seen = model_view(tiny[1], outcome, None)
         group = outcome.pruned.kept[0][0]
         drawn = viz.overlay(seen, group.indices, group.grid)
-        assert picture(page, f"overlay-{place}").tobytes() == drawn.tobytes()
-    scores = gprune.GPrune(0.25).score(first_tokens(tiny[0], outcome))
+        assert picture(page, f"overlay-{column}").tobytes() == drawn.tobytes()
+    scores = gprune.GPrune(0.25).score(first_group(tiny[0], outcome))
     assert picture(page, "scores-0").tobytes() == viz.score_map(seen, scores, (16, 16)).tobytes()
     expect(page.locator("#scores-1")).to_be_hidden()  # graph_cover chooses a set
 
@@ -173,7 +177,7 @@ def test_four_methods_the_graph_and_the_link(visit, tiny):
     page.locator("#examples button.thumbnail-item").nth(2).click()
     scene = SCENES[2]
     question = page.locator("#question input")
-    expect(question).to_have_value(next(iter(scene_answers(scene))), timeout=PATIENCE)
+    expect(question).to_have_value(next(iter(scene_answers(scene))), timeout=TIMEOUT)
     question.click()
     page.get_by_role("option", name="what color is the circle?").click()
     page.locator("#methods input").click()
@@ -193,24 +197,24 @@ def test_four_methods_the_graph_and_the_link(visit, tiny):
         assert table[method][1] == "25 of 256"
     assert scene_answers(scene)["what color is the circle?"] in page.inner_text("#table .expected")
 
-    tokens = first_tokens(tiny[0], outcome)
+    tokens = first_group(tiny[0], outcome)
     graph = SimilarityGraph.build(tokens.features, 0.5, 0.03)
     for name, token in (("overlay-0", 45), ("shown", 0), ("overlay-3", 255)):
         click_token(page, name, token)
         edges = int(graph.degree[token]) - 1
-        expect(page.locator("#words")).to_contain_text(f"Token {token} ", timeout=PATIENCE)
+        expect(page.locator("#words")).to_contain_text(f"Token {token} ", timeout=TIMEOUT)
         expect(page.locator("#words")).to_contain_text(f"resembles {edges} of the other 255")
-    seen = shown_to(tiny[1], outcome, None)
+    seen = model_view(tiny[1], outcome, None)
     drawn = viz.graph_picture(seen, graph, 255, (16, 16))
     assert picture(page, "graph").tobytes() == drawn.tobytes()
-    keep_picture(page, "four-methods")
+    screenshot(page, "four-methods")
 
     threshold = page.locator("#threshold input[type=number]")
     threshold.fill("0.9")
     threshold.press("Enter")
     threshold.blur()
     edges = int(SimilarityGraph.build(tokens.features, 0.9, 0.03).degree[255]) - 1
-    expect(page.locator("#words")).to_contain_text(f"resembles {edges} of", timeout=PATIENCE)
+    expect(page.locator("#words")).to_contain_text(f"resembles {edges} of", timeout=TIMEOUT)
 
     link = page.locator("#link textarea, #link input").input_value()
     assert link == page.url
@@ -225,17 +229,17 @@ def test_four_methods_the_graph_and_the_link(visit, tiny):
     }
 
 
-def test_a_picture_of_ones_own(visit, tmp_path, tiny):
+def test_an_uploaded_picture(visit, tmp_path, tiny):
     page = visit()
     wait_for_answers(page, 3)
     scene_picture(SCENES[1]).resize((640, 480)).save(tmp_path / "mine.jpg", quality=95)
     upload(page, tmp_path / "mine.jpg")
     ask(page, "where is my dog?")
-    expect(page.get_by_text("does not know: my, dog")).to_be_visible(timeout=PATIENCE)
+    expect(page.get_by_text("does not know: my, dog")).to_be_visible(timeout=TIMEOUT)
     ask(page, "what color is the ring?")
-    expect(page.locator("#table .asked")).to_have_text("what color is the ring?", timeout=PATIENCE)
+    expect(page.locator("#table .asked")).to_have_text("what color is the ring?", timeout=TIMEOUT)
     wait_for_answers(page, 3)
-    keep_picture(page, "own-picture")
+    screenshot(page, "own-picture")
     assert page.locator("#table .expected").count() == 0
     with Image.open(tmp_path / "mine.jpg") as stored:
         outcome = answer(
@@ -261,8 +265,8 @@ def ask(page: Page, question: str) -> None:
     page.locator("#ask").click()
 
 
-def make_bad_pictures(folder: Path) -> dict[str, str]:
-    """Files that are no usable picture, and the words that the page has for each."""
+def make_bad_files(folder: Path) -> dict[str, str]:
+    """Writes files that cannot be used and returns what the page says about each."""
     Image.new("RGB", (300, 300), "red").save(folder / "whole.png")
     (folder / "truncated.png").write_bytes((folder / "whole.png").read_bytes()[:200])
     Image.new("1", (3000, 3000)).save(folder / "huge.png")
@@ -274,23 +278,21 @@ def make_bad_pictures(folder: Path) -> dict[str, str]:
     }
 
 
-def test_bad_uploads_get_a_sentence_and_the_page_goes_on(visit, tmp_path, address):
+def test_bad_uploads_are_refused_and_the_page_still_works(visit, tmp_path, address):
     page = visit()
     wait_for_answers(page, 3)
-    for name, sentence in make_bad_pictures(tmp_path).items():
+    for name, sentence in make_bad_files(tmp_path).items():
         upload(page, tmp_path / name)
         page.locator("#ask").click()
         message = page.get_by_text(sentence).first
-        expect(message).to_be_visible(timeout=PATIENCE)
+        expect(message).to_be_visible(timeout=TIMEOUT)
         assert message.inner_text().startswith(f"image '{name}' cannot be read: ")
-    keep_picture(page, "bad-uploads")
+    screenshot(page, "bad-uploads")
     noise = torch.randint(0, 256, (800, 800, 3), dtype=torch.uint8).numpy()
     Image.fromarray(noise).save(tmp_path / "heavy.png")  # does not compress: 1.9 MB
     upload(page, tmp_path / "heavy.png")
-    expect(page.get_by_text("exceed the maximum allowed size").first).to_be_visible(
-        timeout=PATIENCE
-    )
-    sent = page.request.post(  # not by way of the page, which checks by itself
+    expect(page.get_by_text("exceed the maximum allowed size").first).to_be_visible(timeout=TIMEOUT)
+    response = page.request.post(  # past the page, which checks on its own
         f"{address}gradio_api/upload",
         multipart={
             "files": {
@@ -300,33 +302,33 @@ def test_bad_uploads_get_a_sentence_and_the_page_goes_on(visit, tmp_path, addres
             }
         },
     )
-    assert sent.status == 413
+    assert response.status == 413
     page.locator("#examples button.thumbnail-item").nth(1).click()
     expect(page.locator("#question input")).to_have_value(
-        next(iter(scene_answers(SCENES[1]))), timeout=PATIENCE
+        next(iter(scene_answers(SCENES[1]))), timeout=TIMEOUT
     )
     page.locator("#ask").click()
     right = scene_answers(SCENES[1])[NUMBER]
-    expect(page.locator("#table .expected")).to_contain_text(right, timeout=PATIENCE)
+    expect(page.locator("#table .expected")).to_contain_text(right, timeout=TIMEOUT)
     wait_for_answers(page, 3)
     assert rows(page)["all tokens"][0] == right
 
 
-def test_a_bad_link_says_so_and_shows_the_defaults(visit):
+def test_a_bad_link_gives_a_message_and_the_defaults(visit):
     page = visit("?keep=7.5&methods=gprune")
-    expect(page.get_by_text("keep=7.5").first).to_be_visible(timeout=PATIENCE)
+    expect(page.get_by_text("keep=7.5").first).to_be_visible(timeout=TIMEOUT)
     wait_for_answers(page, 3)
     expect(page.locator("#keep input[type=number]")).to_have_value("0.25")
 
 
-def test_what_is_typed_or_linked_is_shown_and_not_run(visit):
+def test_html_in_a_question_is_not_executed(visit):
     page = visit("?question=%3Cimg+src%3Dx+onerror%3Ddocument.title%3D1%3E")
-    expect(page.get_by_text("does not know").first).to_be_visible(timeout=PATIENCE)
+    expect(page.get_by_text("does not know").first).to_be_visible(timeout=TIMEOUT)
     assert page.title() != "1"
 
 
 def test_two_users_at_once(visit, tiny):
-    """Both press the button in the same moment; each gets the answers to the own question."""
+    """Both press the button at the same moment; each gets the answers to their own question."""
     pages = [visit(f"?scene={scene}&keep=0.5&methods=gprune,tome") for scene in SCENES[2:4]]
     questions = ["what color is the circle?", "what color is the star?"]
     for page, question in zip(pages, questions, strict=True):
@@ -338,7 +340,7 @@ def test_two_users_at_once(visit, tiny):
     for page in pages:
         page.evaluate("setTimeout(() => document.querySelector('#ask').click(), 200)")
     for page, scene, question in zip(pages, SCENES[2:4], questions, strict=True):
-        expect(page.locator("#table .asked")).to_have_text(question, timeout=PATIENCE)
+        expect(page.locator("#table .asked")).to_have_text(question, timeout=TIMEOUT)
         wait_for_answers(page, 2)
         for method in ("gprune", "tome"):
             outcome = reference(tiny, scene, question, method, 0.5)
@@ -346,24 +348,22 @@ def test_two_users_at_once(visit, tiny):
         assert rows(page)["all tokens"][0] == outcome.answer_full
 
 
-def test_requests_past_the_queue_are_answered_one_by_one(tiny):
-    """Threads that share an `Asker` would else prune one model inside another's block."""
-    from gprune.ask.comparison import Asker, Settings
-
-    asker = Asker(*tiny, "tiny", tiny=True)
-    said: dict[int, list[str]] = {}
+def test_threads_without_the_queue_are_answered_one_by_one(tiny):
+    """Without its lock, a `SharedModel` would run one thread's hooks in another's call."""
+    shared = SharedModel(*tiny, "tiny", tiny=True)
+    answers: dict[int, list[str]] = {}
 
     def request(scene: int) -> None:
-        settings = Settings(NUMBER, ("gprune", "random"), 0.5, scene)
-        *_, last = asker.compare(settings, None, timed=False)
-        said[scene] = [column.text for column in last.columns]
+        settings = ComparisonSettings(NUMBER, ("gprune", "random"), 0.5, scene)
+        *_, last = shared.compare(settings, None, timed=False)
+        answers[scene] = [result.answer for result in last.results]
 
     threads = [threading.Thread(target=request, args=(scene,)) for scene in (4, 0, 3)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    for scene, texts in said.items():
+    for scene, texts in answers.items():
         for method, text in zip(("gprune", "random"), texts, strict=True):
             assert text == reference(tiny, scene, NUMBER, method, 0.5).answer_pruned
-    assert len(said) == 3
+    assert len(answers) == 3
