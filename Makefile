@@ -23,7 +23,7 @@ test: .venv/ready
 
 # The web page in a real browser; Chromium comes from the system's packages.
 test-app: .venv/app/ready
-	PYTHONPATH=.venv/app $(RUN)/python -m pytest tests/browser
+	PYTHONPATH=.venv/app $(RUN)/python -m pytest tests/app
 
 # Beside the pinned rest, like the oldest transformers: Gradio wants older versions of two libraries.
 .venv/app/ready: requirements-app.lock .venv/ready
@@ -80,19 +80,20 @@ lint: .venv/ready
 	$(RUN)/ruff check .
 	$(RUN)/ruff format --check .
 	$(RUN)/mypy
+	$(RUN)/lint-imports --no-logo
 
 # Trains the tiny VLM from scratch (hours on a CPU; a killed run resumes) into runs/tiny.
 train: .venv/ready
-	$(RUN)/python -m gprune.training.train --out runs/tiny --seed 0
+	$(RUN)/python -m gprune.training --out runs/tiny --seed 0
 
 # The second shipped model: a tower without CLS under the first one's language model.
 train-siglip: .venv/ready
-	$(RUN)/python -m gprune.training.train --out runs/siglip --seed 1 --tower siglip \
+	$(RUN)/python -m gprune.training --out runs/siglip --seed 1 --tower siglip \
 		--language tinyvlm --patch-steps 3600 --answer-steps 1600 --answer-rate 5e-4
 
-# Towers taught otherwise and from other seeds, for docs/models.md: each half an hour on two cores, and a
-# quarter for what methods cost on it. Labels of patches are the language model's own words, so that
-# it needs fewer steps to answer from them.
+# Trains the other models of docs/models.md (other objectives and seeds) and measures methods on them: for
+# each model half an hour of training and a quarter of an hour of measuring on two cores. Patch labels are
+# the language model's own words, so it needs fewer steps to answer from them.
 STUDY := captions-1 captions-2 captions-3 patches-2
 STUDIED := average_pooling,cdpruner,d2pruner,dart,divprune,gprune,graph_cover,hiprune,holov,l2_norm,random
 STUDIED := $(STUDIED),text_cover,todre,tome,uniform_grid,visionzip,vispruner,vlm_pruner,weighted_cover
@@ -100,7 +101,7 @@ STUDIED := $(STUDIED),weighted_gprune
 study: .venv/ready
 	for model in $(STUDY); do \
 		case $$model in patches-*) answers=400;; *) answers=800;; esac; \
-		$(RUN)/python -m gprune.training.train --out runs/$$model --objective $${model%-*} \
+		$(RUN)/python -m gprune.training --out runs/$$model --objective $${model%-*} \
 			--seed $${model#*-} --language tinyvlm --attention products \
 			--patch-steps 2400 --answer-steps $$answers && \
 		$(RUN)/python benchmarks/tiny_accuracy.py --checkpoint runs/$$model/checkpoint \
@@ -154,9 +155,13 @@ wheel: .venv/ready
 	$(RUN)/python -m build --no-isolation
 	.ci/check_wheel dist/gprune-*.whl
 
-# The documentation as a site, in site/; it needs none of the library's dependencies.
+# Builds the documentation in site/; it needs none of the library's dependencies.
 docs: .venv/docs/ready
-	NO_MKDOCS_2_WARNING=1 .venv/docs/bin/mkdocs build --strict
+	.venv/docs/bin/python docs/generate.py out/site
+	rm -rf site
+	.venv/docs/bin/zensical build --strict --config-file out/site/mkdocs.yml
+	mv out/site/site site
+	.venv/docs/bin/python docs/check.py site
 
 .venv/docs/ready: requirements-docs.lock
 	$(PYTHON) -m venv .venv/docs
