@@ -1,6 +1,6 @@
-"""docs/models.md: do rankings of methods hold on other models? python benchmarks/models.py
+"""Writes docs/models.md, the same methods on several models: python benchmarks/models.py
 
-Compares the results of `tiny_accuracy.py` on several models, one folder each; nothing is run here.
+Reads the files that `tiny_accuracy.py` wrote, one folder a model; runs no model.
 `tiny_accuracy.py --checkpoint FOLDER --out benchmarks/results/models/NAME` adds a model.
 """
 
@@ -20,25 +20,33 @@ import typer
 from leaderboard import Board, accuracies, markdown
 from tiny_accuracy import FULL, MODEL, RESULTS
 
-from gprune.evaluation.metrics import Tally, between
+from gprune.evaluation.metrics import Tally, percentile_interval
 
 PAGE, OTHERS = Path("docs/models.md"), Path("benchmarks/results/models")
 PICTURE = Path("docs/images/models.png")
 KEEPS = (0.5, 0.36, 0.25, 0.1, 0.05)
 
+# The budget of `headline`, which README.md quotes.
+QUOTED = ("weighted_cover", 0.25)
+
 INTRODUCTION = """\
 # Do rankings hold on other models?
 
-Made by `python benchmarks/models.py` from results of `python benchmarks/tiny_accuracy.py` on
-{count} tiny models, {scenes} held-out scenes and {easy_vqa} pictures of easy-VQA's official test
-split each, the same for all. A ranking on one model can be an artefact of how its features came
-about; what holds on models whose towers were taught otherwise is worth more. [What a tiny model
-is](tiny.md).
+{headline}. Rankings of other methods depend on how the vision tower was trained: choosing by L2
+norm is among the worst methods after training on patch labels and among the better ones after
+captions.
+
+All {count} are small models that this project trained, and they share one language model: the
+others started from the first one's and trained it further. So they differ in their features,
+hardly in how the features are read. Each answered the same questions on {scenes} held-out scenes
+and {easy_vqa} pictures of easy-VQA's official test split. `python benchmarks/models.py` writes
+this page from results of `python benchmarks/tiny_accuracy.py`. [How the models were
+trained](tiny.md).
 """
 
 HOW = """\
-Macro accuracy below is over the {count} types of question that *every* one of these models answers
-well enough with all tokens: {kinds}.
+Macro accuracy below is the mean over the {count} question types that *every* model answers well
+enough with all tokens: {kinds}.
 """
 
 
@@ -47,8 +55,8 @@ class Model:
     """One model's results.
 
     Attributes:
-        name: of the folder, or tinyvlm.
-        made: what `tiny_accuracy.py` stored of how it was made.
+        name: of its folder of results, or tinyvlm.
+        made: its training settings, as `tiny_accuracy.py` stored them.
         board: its results.
     """
 
@@ -58,7 +66,11 @@ class Model:
 
 
 def models(shipped: Path = RESULTS, others: Path = OTHERS) -> list[Model]:
-    """The shipped model, then those taught as it was, then the others, by name."""
+    """Returns the shipped model, then those with its training objective, then the others.
+
+    Raises:
+        ValueError: some results are of other questions.
+    """
     folders = [shipped, *sorted(path for path in others.glob("*") if path.is_dir())]
     found = []
     for folder in folders:
@@ -66,25 +78,28 @@ def models(shipped: Path = RESULTS, others: Path = OTHERS) -> list[Model]:
         name = "tinyvlm" if folder == shipped else folder.name
         found.append(Model(name, made, Board(folder)))
     if any(model.board.questions != found[0].board.questions for model in found):
-        raise ValueError(f"results in {str(others)!r} are of other questions; run them anew")
+        raise ValueError(f"results in {str(others)!r} are of other questions; run them again")
     return sorted(found, key=lambda model: model.made["objective"] != found[0].made["objective"])
 
 
 def on_common_types(every: Sequence[Model]) -> tuple[list[str], list[Model]]:
-    """The types of question that all models answer well enough, and the models on these alone."""
+    """Returns the question types that all models answer well enough, and the models on these."""
     kinds = [kind for kind in every[0].board.kinds if all(kind in m.board.kinds for m in every)]
     boards = [Board(model.board.folder, kinds) for model in every]
     return kinds, [Model(m.name, m.made, b) for m, b in zip(every, boards, strict=True)]
 
 
 def page(shipped: Path = RESULTS, others: Path = OTHERS) -> str:
-    """The page in Markdown."""
+    """Returns the page in Markdown."""
     every = models(shipped, others)
     questions = every[0].board.questions
-    head = INTRODUCTION.format(
-        count=len(every), scenes=questions.scenes, easy_vqa=questions.easy_vqa
-    )
     kinds, alike = on_common_types(every)
+    head = INTRODUCTION.format(
+        headline=headline(alike),
+        count=len(every),
+        scenes=questions.scenes,
+        easy_vqa=questions.easy_vqa,
+    )
     names = ", ".join(kind.replace("_", " ") for kind in kinds)
     lines = [head, "## The models", "", *made_how(every), *answered(every)]
     lines += ["![What each model retains with each method](images/models.png)", ""]
@@ -95,26 +110,36 @@ def page(shipped: Path = RESULTS, others: Path = OTHERS) -> str:
     return "\n".join(lines).rstrip() + "\n"
 
 
+def headline(every: Sequence[Model]) -> str:
+    """Returns what one method retains at one budget on all models, without a full stop."""
+    name, keep = QUOTED
+    shares = [100 * m.board.tallies[name, keep].macro / m.board.full.macro for m in every]
+    return (
+        f"At keep {keep}, `{name}` retains {min(shares):.0f} to {max(shares):.0f}% of the accuracy "
+        f"with all tokens\non each of {len(every)} models"
+    )
+
+
 def made_how(every: Sequence[Model]) -> Iterator[str]:
-    """A table of how the models were made."""
-    heads = ("model", "vision tower", "taught by", "language model", "seed", "steps")
-    yield from markdown(heads, ([model.name, *map(str, told(model.made))] for model in every))
+    """Yields a table of the models' training settings."""
+    heads = ("model", "vision tower", "trained on", "language model", "seed", "steps")
+    yield from markdown(heads, ([m.name, *map(str, training_cells(m.made))] for m in every))
 
 
-def told(made: Mapping[str, object]) -> Iterator[object]:
-    """How a model was made, for a row of a table."""
+def training_cells(made: Mapping[str, object]) -> Iterator[object]:
+    """Yields a model's training settings as cells of a table row."""
     architecture = made["architecture"]
     assert isinstance(architecture, dict)
     yield architecture["tower"]
-    yield taught(made)
-    yield "its own" if made["language"] is None else f"begun with that of {made['language']}"
+    yield objective(made)
+    yield "its own" if made["language"] is None else f"started from {made['language']}'s"
     yield made["seed"]
     yield f"{made['patch_steps']} + {made['answer_steps']}"
 
 
 def answered(every: Sequence[Model]) -> Iterator[str]:
-    """A table of what each model answers with all tokens, by type."""
-    yield "Right answers with all tokens, in %; in brackets what is too little to be evidence:"
+    """Yields a table of each model's accuracy with all tokens, by question type."""
+    yield "Accuracy with all tokens in %; types in brackets are answered too poorly to be evidence:"
     yield ""
     shares = [accuracies(model.board.whole[FULL, 1.0]) for model in every]
     rows = (
@@ -131,8 +156,8 @@ def answered(every: Sequence[Model]) -> Iterator[str]:
 
 
 def in_short(every: Sequence[Model]) -> Iterator[str]:
-    """How alike rankings are within and across what the towers were taught by."""
-    kinds = list(dict.fromkeys(taught(model.made) for model in every))
+    """Yields a table of rank correlations within and across training objectives."""
+    kinds = list(dict.fromkeys(objective(model.made) for model in every))
     if len(kinds) < 2:
         return
     rows = []
@@ -141,7 +166,7 @@ def in_short(every: Sequence[Model]) -> Iterator[str]:
         names = in_all(boards)
         taus: dict[tuple[str, ...], list[float]] = {}
         for (one, a), (other, b) in itertools.combinations(zip(every, boards, strict=True), 2):
-            pair = tuple(dict.fromkeys((taught(one.made), taught(other.made))))
+            pair = tuple(dict.fromkeys((objective(one.made), objective(other.made))))
             taus.setdefault(pair, []).append(rank_correlation(macros(a, names), macros(b, names)))
         cells = [
             f"{np.mean(taus[pair]):+.2f}" if pair in taus else ""
@@ -152,32 +177,32 @@ def in_short(every: Sequence[Model]) -> Iterator[str]:
             own = [
                 macros(board, names)
                 for model, board in zip(every, boards, strict=True)
-                if taught(model.made) == kind
+                if objective(model.made) == kind
             ]
             best.append(f"`{names[int(np.mean(own, 0).argmax())]}`")
         rows.append([keep, *cells, f"{np.mean(taus[kinds[0], kinds[1]]):+.2f}", *best])
-    yield "Kendall's tau of the rankings of two models, the mean over pairs of models:"
+    yield "Kendall's tau between the rankings of two models, the mean over pairs of models:"
     yield ""
     yield from markdown(
         (
             "keep",
-            f"both by {kinds[0]}",
-            f"both by {kinds[1]}",
-            "one by each",
-            f"first by {kinds[0]}",
-            f"first by {kinds[1]}",
+            f"both {kinds[0]}",
+            f"both {kinds[1]}",
+            "one of each",
+            f"best on {kinds[0]}",
+            f"best on {kinds[1]}",
         ),
         rows,
     )
 
 
 def in_all(boards: Sequence[Mapping[str, Tally]]) -> list[str]:
-    """The methods that every board has."""
+    """Returns the methods that every board has."""
     return [name for name in boards[0] if all(name in board for board in boards)]
 
 
 def at_budget(every: Sequence[Model], keep: float) -> Iterator[str]:
-    """What the models say about the methods at one budget."""
+    """Yields what each model retains at one budget, and how far the models agree."""
     boards = [model.board.at(keep) for model in every]
     names = in_all(boards)
     retained = np.array(
@@ -190,16 +215,16 @@ def at_budget(every: Sequence[Model], keep: float) -> Iterator[str]:
     yield from (
         f"### Keep {keep}",
         "",
-        "Share of what all tokens reach, in %, with half of its 95% interval's width.",
+        "Share of the accuracy with all tokens, in %, ± half the width of its 95% interval.",
         "",
     )
     rows = []
-    for place in order:
+    for method in order:
         cells = []
-        for model, board, share in zip(every, boards, retained[:, place], strict=True):
-            low, high = board[names[place]].interval
+        for model, board, share in zip(every, boards, retained[:, method], strict=True):
+            low, high = board[names[method]].interval
             cells.append(f"{share:.0f} ± {50 * (high - low) / model.board.full.macro:.0f}")
-        rows.append([names[place], f"{retained[:, place].mean():.0f}", *cells])
+        rows.append([names[method], f"{retained[:, method].mean():.0f}", *cells])
     yield from markdown(("method", "mean", *(model.name for model in every)), rows)
     yield from agreement(every, boards, names)
 
@@ -207,7 +232,7 @@ def at_budget(every: Sequence[Model], keep: float) -> Iterator[str]:
 def agreement(
     every: Sequence[Model], boards: Sequence[Mapping[str, Tally]], names: Sequence[str]
 ) -> Iterator[str]:
-    """How alike the models order the methods, and the pairs that they order otherwise."""
+    """Yields rank correlations of the models and the pairs that objectives order differently."""
     values = [macros(board, names) for board in boards]
     yield "Kendall's tau between the rankings of two models:"
     yield ""
@@ -233,9 +258,9 @@ def agreement(
     alike = sum(len(found) == len(every) and len(set(found)) == 1 for found in decided.values())
     flipped = [pair for pair, found in decided.items() if len(set(found)) > 1]
     yield (
-        f"Of {len(verdicts)} pairs of methods, {alike} are ordered alike by every model (95% "
-        f"interval of the paired difference), {len(flipped)} are ordered one way by one model and "
-        "the other way by another, the rest are undecided by at least one."
+        f"Of {len(verdicts)} pairs of methods, all models order {alike} the same way (95% interval "
+        f"of the paired difference), {len(flipped)} are ordered one way by one model and "
+        "the other way by another, and the rest are undecided on at least one model."
     )
     yield ""
     yield from between_objectives(every, boards, names)
@@ -244,10 +269,10 @@ def agreement(
 def between_objectives(
     every: Sequence[Model], boards: Sequence[Mapping[str, Tally]], names: Sequence[str]
 ) -> Iterator[str]:
-    """The pairs of methods that one way of teaching orders otherwise than another does."""
+    """Yields the pairs of methods that the two training objectives order differently."""
     groups: dict[str, list[Mapping[str, Tally]]] = {}
     for model, board in zip(every, boards, strict=True):
-        groups.setdefault(taught(model.made), []).append(board)
+        groups.setdefault(objective(model.made), []).append(board)
     if len(groups) < 2:
         return
     (one, first), (two, second) = groups.items()
@@ -262,10 +287,10 @@ def between_objectives(
             ahead = [f"{mean[a] - mean[b]:+.1f}" for mean in means]
             lines.append(f"- `{names[a]}` and `{names[b]}`: {one} {ahead[0]}, {two} {ahead[1]}")
     yield (
-        f"By what the towers were taught, over pictures and seeds: {alike} pairs are ordered alike "
+        f"By training objective, over pictures and seeds: {alike} pairs are ordered the same way "
         f"after {one} and after {two} (tau of the mean accuracies "
-        f"{rank_correlation(*means):+.2f}), {len(lines)} otherwise"
-        + (", as points that the first is ahead of the second:" if lines else ".")
+        f"{rank_correlation(*means):+.2f}), {len(lines)} differently"
+        + (". By how many points the first is ahead of the second:" if lines else ".")
     )
     yield ""
     if lines:
@@ -295,25 +320,25 @@ def picture(every: Sequence[Model], path: Path) -> None:
                 names,
                 "^" if captions else "o",
                 color=plt.get_cmap("Oranges" if captions else "Blues")(0.9 - 0.15 * number % 0.6),
-                label=f"{model.name} ({taught(model.made)})",
+                label=f"{model.name} ({objective(model.made)})",
                 alpha=0.8,
             )
-        axis.set(title=f"keep {keep}", xlabel="% of what all tokens reach")
+        axis.set(title=f"keep {keep}", xlabel="% of the accuracy with all tokens")
         axis.grid(alpha=0.3)
     axes[1].legend(fontsize="small")
     figure.savefig(path, dpi=80)
     plt.close(figure)
 
 
-def taught(made: Mapping[str, object]) -> str:
-    """What a model's tower was taught by."""
-    return {"patches": "labels of patches", "captions": "captions"}[str(made["objective"])]
+def objective(made: Mapping[str, object]) -> str:
+    """Returns what a model's vision tower was trained on."""
+    return {"patches": "patch labels", "captions": "captions"}[str(made["objective"])]
 
 
 def seeds_resampled(boards: Sequence[Mapping[str, Tally]], names: Sequence[str]) -> np.ndarray:
-    """Macro accuracies of bootstrap samples of pictures and of models, [methods, RESAMPLES].
+    """Returns macro accuracies of bootstrap samples of pictures and models, [methods, RESAMPLES].
 
-    The same draws for every method, so that differences are paired.
+    The draws are the same for every method, so that differences are paired.
     """
     every = np.array([[board[name].resampled() for name in names] for board in boards])
     count = len(boards)
@@ -323,24 +348,24 @@ def seeds_resampled(boards: Sequence[Mapping[str, Tally]], names: Sequence[str])
 
 
 def macros(board: Mapping[str, Tally], names: Sequence[str]) -> np.ndarray:
-    """Macro accuracies of methods, [methods]."""
+    """Returns macro accuracies, [methods]."""
     return np.array([board[name].macro for name in names])
 
 
 def rank_correlation(one: np.ndarray, other: np.ndarray) -> float:
-    """Kendall's tau (tau-b, which accounts for ties) of two orderings of the same things."""
+    """Returns Kendall's tau-b, which accounts for ties, of two orderings of the same items."""
     first, second = (np.sign(x[:, None] - x[None, :]) for x in (one, other))
     scale = np.sqrt((first**2).sum() * (second**2).sum())
     return float((first * second).sum() / scale) if scale else float("nan")
 
 
 def verdict(difference: np.ndarray) -> int:
-    """1 if one method is better than another, -1 if it is worse, 0 if that cannot be told.
+    """Returns 1 if a method is better than another, -1 if it is worse, 0 if undecided.
 
     Args:
         difference: of their macro accuracies in paired bootstrap samples.
     """
-    low, high = between(difference)
+    low, high = percentile_interval(difference)
     return int(low > 0) - int(high < 0)
 
 

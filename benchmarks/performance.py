@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import textwrap
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -20,132 +21,159 @@ Row = dict[str, Any]
 
 INTRODUCTION = """# What selection and prefill cost
 
-Written by `make performance` from the files in `benchmarks/results/`; the command that measured a
-table stands under it. What is compared was timed in turn in one run; ratios are medians of ratios
-of neighbouring runs, so they hold on a busy machine too, and milliseconds belong to the machine
-that is named. `make bench-check` measures some of them anew and fails where a ratio has got much
-worse.
+{summary} Nothing here ran on a GPU yet.
+
+`make performance` writes this page from the files in `benchmarks/results/`; the command that
+measured a table stands under it. Compared variants ran in turn in one process. Ratios are medians
+of ratios of neighbouring runs, so they hold on a busy machine too; milliseconds are of the
+machine that is named. `make bench-check` measures some ratios again and fails where one got much
+worse. `gprune bench` measures your machine.
 """
 
 SELECTION = """## Selection
 
-`X @ X.T` is one product of the features with themselves, in their own dtype: the floor of a method
-that looks at every pair. The matrix-power form is the same method written the direct way (full
-float32 product, softmax over an n-by-n matrix, a power of that matrix); all keep the same tokens.
+`X @ X.T` is one product of the features with themselves in their own dtype: the lower bound of a
+method that compares every pair. The matrix-power form is the same method written directly (a full
+float32 product, a softmax over an n × n matrix, a power of that matrix). All forms keep the same
+tokens.
 
 - **screened**: a CPU with bfloat16 units (AVX512-BF16) computes the product in bfloat16 first,
-  whose error has a bound, and in float32 only where that cannot exclude an edge. The tokens kept
-  are those of float32, and are so on a machine without such units, which computes one triangle of
-  the float32 product (**unscreened**; slower, but the same). Features in float32 are not copied for
-  that: a cosine is the product of two tokens as they are, divided by their lengths.
-- **shared**: how much all tokens have in common. At 0 most pairs have no edge. At 2 nearly all
-  have one, so a screen would exclude nothing: a few rows tell, and it is left out.
+  whose error has a bound, and in float32 only where that bound cannot exclude an edge. The kept
+  tokens are those of float32. A CPU without such units computes one triangle of the float32
+  product (**unscreened**): the same tokens, slower.
+- **shared**: the size of a component that all tokens have in common. At 0 most pairs have no
+  edge. At 2 nearly all have one, so a screen would exclude nothing; a sample of rows detects
+  this, and the screen is skipped.
 """
 
-# Files of results, and what the machine is that they come from.
+# Files of results, and a heading for the machine that they come from.
 MACHINES = {
     "selection": """### With bfloat16 units
 
-Measured before features were compared as they are and edges listed where there are few, which took
-away work and nothing else; no such machine was at hand since.""",
-    "selection_avx2": "### Without",
+This table is older than two changes that only removed work: cosines from features without a copy,
+and lists of edges where there are few.""",
+    "selection_avx2": "### Without bfloat16 units",
     "gpu/selection": "### On a GPU",
 }
 
-TRIED = """What was tried and left out, on a CPU with torch 2.13:
+TRIED = """### What was tried and left out
 
-- A product of bfloat16 features with a float32 result would be exact enough by itself, but
-  `torch.mm(..., out_dtype=)` is for CUDA alone, and oneDNN's `fp32_precision = "bf16"`, which gives
-  one, takes twice as long as a bfloat16 product. Such features are screened as they are, without a
-  copy at unit length, by a bound for each pair.
-- A triangle halved again and again in place of strips of rows, strips of other heights, and tiles
-  of 32 rows: within 3% of what is there.
-- Features split into two bfloat16 parts take three such products: no less than one triangle of the
-  float32 product.
-- An int8 screen (`torch._int_mm`) is twice as fast as one in bfloat16. Its bound is more than twice
-  as wide on well-behaved features, and excludes nothing where a few channels are much larger than
-  the rest, as they often are in language models.
+On a CPU with torch 2.13:
+
+- A product of bfloat16 features with a float32 result would be exact enough by itself. But
+  `torch.mm(..., out_dtype=)` is for CUDA only, and oneDNN's `fp32_precision = "bf16"`, which
+  gives one, takes twice as long as a bfloat16 product. Such features are screened as they are, by
+  a bound for each pair.
+- Halving the triangle recursively instead of cutting it into strips of rows, strips of other
+  heights, and tiles of 32 rows are all within 3% of the present form.
+- Features split into two bfloat16 parts need three products, which take no less than one triangle
+  of the float32 product.
+- An int8 screen (`torch._int_mm`) is twice as fast as one in bfloat16. Its bound is more than
+  twice as wide on well-behaved features, and excludes nothing where a few channels are much
+  larger than the rest, as they often are in language models.
 
 ### What runs on a GPU
 
-The dense form, in few large launches, and nothing that makes the host wait
-(`tests/accelerator`). `GPrune(keep, backend="triton")` has kernels of our own instead
-(`gprune.graph.triton`): 16-bit products on tensor cores, the n-by-n weights written once and only
-where there are edges, all images of a batch in one launch sequence, nothing read back by the host.
-`make test-triton` shows on a CPU that they keep the same tokens, in Triton's interpreter, and that
-they compile for an A100 and an H100; until a GPU has shown that they are faster they are not the
-default. **While no table here is of a GPU, none was at hand.** Where one is, `make gpu` compares
-every method, the kernels and pruned prefills with the CPU's results, measures selection, long
-videos and the prefill of models of 7 and 8 billion random parameters, and adds them to this
-page."""
+By default the dense form: few large kernels and no synchronisation (`tests/accelerator`).
+`GPrune(keep, backend="triton")` uses Triton kernels instead (`gprune.graph.triton`): 16-bit
+products on tensor cores, n × n weights written once and only where there are edges, all images of
+a batch in one launch sequence, nothing read back. `make test-triton` shows on a CPU that the
+kernels keep the same tokens in Triton's interpreter, and that they compile for an A100 and an
+H100. They become the default once a GPU has shown that they are faster.
+
+`make gpu`, on a machine with a CUDA GPU, compares every method, the kernels and pruned prefills
+with the CPU's results. It measures selection, long videos and the prefill of models with 7 and 8
+billion random parameters, and adds the tables to this page."""
 
 LONG = """## Long videos
 
-Past 8,192 tokens only SCOPE and VisPruner hold an n-by-n matrix. G-Prune holds the edges where
-there are few, else tiles of them, at most 1.25 GiB in all, and computes the other tiles anew at
-every step, as the last rows show, where all pairs have one. Greedy methods compute the rows that
-they read, on a CPU some ahead of their use; ToMe blocks; DART, VisionZip and PruMerge the rows of
-the tokens that they compare with, HoloV those within a crop. Where merging takes weights (PruMerge,
-VLM-Pruner) these are k by n. Time grows as n². Frames are groups of their own by default, wherever
-a family tells where one ends, which is the way for videos longer than this: time then grows with
-their length. The first table is of a machine that screens in bfloat16, measured before features
-were compared as they are and edges listed where there are few; the second of one that cannot. The
-last table has every method.
+Selecting among 32,768 tokens takes less than 2 GiB beyond the input. By default every frame is a
+group of its own where the family marks where frames end, and time then grows with the video's
+length; within one group it grows as n².
+
+- Past 8,192 tokens only SCOPE and VisPruner hold an n × n matrix.
+- G-Prune holds the edges where there are few, otherwise tiles of the matrix, at most 1.25 GiB in
+  all. It recomputes the other tiles at every step, as the last rows of the tables show, where all
+  pairs have an edge.
+- Greedy methods compute the rows that they read, on a CPU some in advance. ToMe computes blocks.
+  DART, VisionZip and PruMerge compute the rows of the tokens that they compare with, HoloV those
+  within a crop. The merging weights of PruMerge and VLM-Pruner are k × n.
+
+The first table is from a machine that screens in bfloat16, and older than the two changes named
+above; the second from one that does not screen.
 """
 
 EVERY = """## Every method
 
-Selection among one picture's tokens, of width 4,096 in float32, keep 0.36, timed in turn with one
-`X @ X.T`, the fastest at 2,304 first; and once among 16,384 tokens of a long video, of width 1,024,
-keep 0.25, in a process of its own. VisPruner, which removes eight tokens a round and compares half
-of the others with the other half in each, was given up there after two minutes.
+Selection among one picture's tokens (width 4,096, float32, keep 0.36), in turn with one `X @ X.T`,
+fastest at 2,304 tokens first; and once among 16,384 tokens of a long video (width 1,024, keep 0.25)
+in a separate process. VisPruner removes eight tokens a round and compares two halves of the rest in
+each round; it was stopped there after two minutes.
 """
 
 PREFILL = """## Prefill
 
-A LLaVA with random weights. **faster** is the language model's prefill without pruning over that
-with it, the time of the method itself taken off; **ideal** is what the machine's roofline gives,
-the larger of FLOPs over the rate of a large product and bytes of the weights over the rate at which
-they are read, both measured in the same run; **with method** leaves the method in; **first token**
-is from pixels to the first token, vision tower included. **text alone** is how much faster a prompt
-of as many tokens is that never had an image: what is between it and *faster* is the hook's.
-KV cache and peak memory (beyond weights and features) are measured, not computed.
+A LLaVA with random weights whose language model has six layers, 576 visual and 64 text tokens.
+
+- **faster**: the language model's prefill without pruning over that with pruning, without the
+  method's own time. **with method** includes it.
+- **ideal**: the machine's roofline, the larger of FLOPs over the rate of a large product and
+  bytes of the weights over the rate at which they are read, both measured in the same run.
+- **text alone**: the same ratio for a prompt of as many tokens without an image. The difference
+  to **faster** is the cost of the hook.
+- **first token**: from pixels to the first token, vision tower included.
+- KV cache and peak memory (beyond weights and features) are measured, not computed.
 """
 
 
 def load(name: str) -> dict[str, Any] | None:
-    """A file of results, or None where it has not been measured."""
+    """Returns a file of results, or None if it has not been measured."""
     path = RESULTS / f"{name}.json"
     return json.loads(path.read_text()) if path.is_file() else None
 
 
 def table(header: str, rows: Iterable[Iterable[object]]) -> str:
-    """A Markdown table; ``header`` has its titles with commas between."""
+    """Returns a Markdown table; ``header`` holds the column titles, separated by commas."""
     titles = header.split(", ")
     lines = [titles, ["---:"] * len(titles), *rows]
     return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)
 
 
 def source(result: dict[str, Any], command: str) -> str:
+    """Returns the line under a table: machine, command and duration."""
     return f"*{result['machine']}. `{command}`, {result['seconds']:.0f} seconds.*"
 
 
 def section(
     introduction: str, describe: Callable[[str, Row], list[str]], names: Iterable[str]
 ) -> list[str]:
-    """What is said of each file of results that has been measured; nothing where none has."""
+    """Returns the parts of a section, one or more for each file of results; none without files."""
     results = {name: result for name in names if (result := load(name)) is not None}
     parts = [part for name, result in results.items() for part in describe(name, result)]
     return [introduction, *parts] if parts else []
 
 
+def summary() -> str:
+    """Returns a sentence on the first row of selection and on prefill at keep 0.36."""
+    rows = (load("selection") or {})["rows"]
+    prefills = (load("prefill") or {})["shapes"][0]["rows"]
+    row = next(row for row in prefills if row["keep"] == 0.36)
+    text = (
+        f"On a CPU, G-Prune selects among {rows[0]['n']} tokens in {rows[0]['of_product']:.1f} "
+        f"times the time of one product `X @ X.T`. Keeping {row['keep']:.0%} of them makes prefill "
+        f"{row['speedup_with_method']:.1f} times as fast, selection included."
+    )
+    return "\n".join(textwrap.wrap(text, 98))
+
+
 def selection() -> list[str]:
+    """Returns the section on G-Prune's selection."""
     parts = section(SELECTION, timed, MACHINES)
     return [*parts, TRIED] if parts else []
 
 
 def timed(name: str, result: Row) -> list[str]:
-    """The table of one machine, and its plot."""
+    """Returns the table of one machine, and draws its plot."""
     rows: list[Row] = result["rows"]
     cells = []
     for row in rows:
@@ -193,18 +221,19 @@ def timed(name: str, result: Row) -> list[str]:
 
 
 def command(script: str, name: str) -> str:
-    """What made a file of results."""
+    """Returns the command that measured a file of results."""
     if name.startswith("gpu/"):
         return "make gpu"
     return f"python benchmarks/{script}.py --out benchmarks/results/{name}.json"
 
 
 def long_video() -> list[str]:
+    """Returns the section on long videos."""
     return section(LONG, lengths, ("long_video", "long_video_avx2", "gpu/long_video"))
 
 
 def lengths(name: str, result: Row) -> list[str]:
-    """The table of one machine."""
+    """Returns the table of one machine."""
     cells = [
         (
             *(row["n"], row["d"], row["shared"], f"{row['seconds']:.1f}"),
@@ -219,11 +248,12 @@ def lengths(name: str, result: Row) -> list[str]:
 
 
 def every_method() -> list[str]:
+    """Returns the section on every method's selection."""
     return section(EVERY, methods, ("every_method",))
 
 
 def methods(name: str, result: Row) -> list[str]:
-    """The table of one machine."""
+    """Returns the table of one machine."""
     product: Row = result["product"]
     cells = []
     for row in result["rows"]:
@@ -250,11 +280,12 @@ def methods(name: str, result: Row) -> list[str]:
 
 
 def prefill() -> list[str]:
+    """Returns the section on prefill."""
     return section(PREFILL, prefills, ("prefill", "gpu/prefill"))
 
 
 def prefills(name: str, result: Row) -> list[str]:
-    """The tables and plots of one machine."""
+    """Returns the tables of one machine, and draws their plots."""
     parts = []
     for shape in result["shapes"]:
         rows: list[Row] = shape["rows"]
@@ -287,7 +318,7 @@ def prefills(name: str, result: Row) -> list[str]:
 
 
 def bars(rows: list[Row], path: Path) -> None:
-    """Vision tower, method and language model as parts of a bar, and the roofline beside."""
+    """Draws the vision tower, method and language model as stacked bars, with the roofline."""
     batches = sorted({row["batch"] for row in rows})
     figure, all_axes = plt.subplots(
         1, len(batches), figsize=(4 * len(batches), 3.4), layout="constrained", squeeze=False
@@ -303,16 +334,18 @@ def bars(rows: list[Row], path: Path) -> None:
         for label, part in (("vision", vision), ("method", method), ("language model", model)):
             axes.bar(names, part, bottom=bottom, label=label)
             bottom = [a + b for a, b in zip(bottom, part, strict=True)]
-        where = [a + b + c for a, b, c in zip(vision, method, floor, strict=True)]
-        axes.plot(names, where, "k_", markersize=18, label="roofline")
+        roofline = [a + b + c for a, b, c in zip(vision, method, floor, strict=True)]
+        axes.plot(names, roofline, "k_", markersize=18, label="roofline")
         axes.set(xlabel="keep", ylabel="milliseconds", title=f"batch {batch}")
     all_axes[0][0].legend()
     figure.savefig(path, dpi=80)
 
 
 def main() -> None:
+    """Writes docs/performance.md and its plots."""
     IMAGES.mkdir(parents=True, exist_ok=True)
-    parts = [INTRODUCTION, *selection(), *long_video(), *every_method(), *prefill()]
+    introduction = INTRODUCTION.format(summary=summary())
+    parts = [introduction, *selection(), *long_video(), *every_method(), *prefill()]
     text = "\n\n".join(part.strip() for part in parts) + "\n"
     (DOCS / "performance.md").write_text(text)
 

@@ -43,13 +43,9 @@ def clustered(n: int, d: int, seed: int) -> Tensor:
 def reduced(pruner: Any, groups: list[VisualTokens]) -> list[Any]:
     """Kept indices and features of each group."""
     found = []
-    for tokens, (kept, members) in zip(groups, pruner.reduce_groups(groups), strict=True):
-        features = tokens.features[kept]
-        if members is not None:
-            from gprune.pruners.base import merged
-
-            features = merged(tokens.features, members, len(kept))
-        found.append([kept.tolist(), features.float().tolist()])
+    for tokens, reduction in zip(groups, pruner.reduce_groups(groups), strict=True):
+        features = reduction.features(tokens.features)
+        found.append([reduction.kept.tolist(), features.float().tolist()])
     return found
 
 

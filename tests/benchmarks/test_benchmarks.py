@@ -12,6 +12,7 @@ import torch
 from gprune import VisualTokens
 from gprune.pruners import group_methods
 from gprune.tinyvlm import load, make_scene
+from gprune.training.labels import foreground
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
@@ -68,28 +69,28 @@ def test_roofline_is_the_larger_of_computing_and_reading(script):
 
 def test_selection(script):
     selection = script("selection")
-    for case in selection.cases():
+    for case in selection.supported_cases():
         row = selection.measure(150, 32, case, 1)
         assert (row["dtype"], row["screened"], row["shared"]) == case
         assert row["of_product"] > 0
         assert set(row["milliseconds"]) == {"gprune", "product", "matrix_power"}
     # Nothing is screened on a GPU.
-    assert not any(screened for _, screened, _ in selection.cases(torch.device("cuda")))
+    assert not any(screened for _, screened, _ in selection.supported_cases(torch.device("cuda")))
 
 
 def test_long_video(script):
-    row = script("long_video").one("gprune", 1280, 16, 0.0)
+    row = script("long_video").measure("gprune", 1280, 16, 0.0)
     assert row["seconds"] > 0
     assert row["bytes_of_input"] == 1280 * 16 * 4
 
 
 def test_every_method(script, tmp_path, monkeypatch):
     every = script("every_method")
-    monkeypatch.setattr(every, "LONG", 768)
+    monkeypatch.setattr(every, "LONG_TOKENS", 768)
     monkeypatch.setattr(every, "LONG_WIDTH", 8)
-    assert every.once("gprune", 120)["n"] == 768
-    assert every.once("gprune", 0.01) is None
-    monkeypatch.setattr(every, "once", lambda name, patience: None)
+    assert every.measure_long_video("gprune", 120)["n"] == 768
+    assert every.measure_long_video("gprune", 0.01) is None
+    monkeypatch.setattr(every, "measure_long_video", lambda name, timeout: None)
     every.main("64", 16, 1, 1.0, tmp_path / "out.json")
     result = json.loads((tmp_path / "out.json").read_text())
     assert {row["method"] for row in result["rows"]} == set(group_methods())
@@ -109,10 +110,10 @@ def test_performance_page_is_what_the_results_say(script, tmp_path, monkeypatch)
 
 def test_check_fails_on_a_worse_ratio_alone(script, monkeypatch, capsys):
     check = script("check")
-    monkeypatch.setattr(check, "selections", lambda repeats: [("one", 1.0, 1.2)])
-    monkeypatch.setattr(check, "prefills", lambda repeats: [("two", 2.0, 1.0)])
+    monkeypatch.setattr(check, "selection_ratios", lambda repeats: [("one", 1.0, 1.2)])
+    monkeypatch.setattr(check, "prefill_ratios", lambda repeats: [("two", 2.0, 1.0)])
     check.main()
-    monkeypatch.setattr(check, "prefills", lambda repeats: [("two", 1.0, 1.5)])
+    monkeypatch.setattr(check, "prefill_ratios", lambda repeats: [("two", 1.0, 1.5)])
     with pytest.raises(SystemExit, match="1 ratios are more than 35% worse"):
         check.main()
     assert "worse" in capsys.readouterr().out
@@ -124,11 +125,11 @@ def test_check_reads_the_committed_results(script, small_prefill, monkeypatch):
     monkeypatch.setattr(
         selection, "measure", lambda n, d, case, repeats: {"of_product": 1.0, "n": n}
     )
-    labels = [label for label, *_ in check.selections(1)]
-    assert len(labels) == len(selection.cases()) * len(check.SIZES)
+    labels = [label for label, *_ in check.selection_ratios(1)]
+    assert len(labels) == len(selection.supported_cases()) * len(check.SIZES)
     committed = json.loads((BENCHMARKS / "results" / "prefill.json").read_text())
     assert [shape["shape"] for shape in committed["shapes"]] == ["cpu"]
-    assert len(check.prefills(1)) == len(check.KEEPS)
+    assert len(check.prefill_ratios(1)) == len(check.KEEPS)
 
 
 def test_the_page_shows_what_was_measured_on_hard_pictures(script):
@@ -170,8 +171,8 @@ def test_the_page_has_the_stored_hard_subsets(script):
 def test_hard_subsets(script, tmp_path, monkeypatch):
     module = script("hard_subsets")
     plain, full = (module.by_foreground(2, most) for most in (False, True))
-    scenes = [make_scene("validation", 0, index) for index in range(2 * module.AMONG)]
-    shares = {scene.draw().tobytes(): scene.foreground().mean() for scene in scenes}
+    scenes = [make_scene("validation", 0, index) for index in range(2 * module.POOL_FACTOR)]
+    shares = {scene.draw().tobytes(): foreground(scene).mean() for scene in scenes}
     least, most = ([shares[one.image.tobytes()] for one in part] for part in (plain, full))
     assert max(least) <= min(most)
     assert min(least) == min(shares.values())

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 import gprune.pruners
 from gprune import RandomPruner, UniformGridPruner, UnsupportedModelError
-from gprune.evaluation.metrics import Tally, between, tied_ranks
+from gprune.evaluation.metrics import Tally, percentile_interval, tied_ranks
 from gprune.tinyvlm import load
 from gprune.training.accuracy import held_out, score
 
@@ -55,11 +55,28 @@ def test_the_committed_page(leaderboard, monkeypatch):
     monkeypatch.chdir(ROOT)
     committed = leaderboard.PAGE.read_text()
     assert leaderboard.page(leaderboard.RESULTS) == committed, "run benchmarks/leaderboard.py"
-    readme = leaderboard.README.read_text()
-    said = leaderboard.excerpt(leaderboard.RESULTS)
-    assert leaderboard.with_excerpt(readme, said) == readme, "run benchmarks/leaderboard.py"
     with pytest.raises(ValueError, match="lacks"):
-        leaderboard.with_excerpt("no marks", said)
+        leaderboard.between_marks("no marks", "")
+
+
+@pytest.mark.parametrize(("path", "text"), [("README", "readme_table"), ("IN_SHORT", "in_short")])
+def test_the_committed_tables(leaderboard, monkeypatch, path, text):
+    """Every method stands in docs/results.md; README.md has some of its rows."""
+    monkeypatch.chdir(ROOT)
+    committed = getattr(leaderboard, path).read_text()
+    generated = getattr(leaderboard, text)(leaderboard.RESULTS)
+    assert leaderboard.between_marks(committed, generated) == committed, (
+        "run benchmarks/leaderboard.py"
+    )
+    assert f"| {leaderboard.README_METHODS[0]} | 97.4 (100%) |" in generated
+
+
+def test_the_question_types_are_folded(leaderboard, monkeypatch):
+    """A reader opens the types that matter; every folded table closes."""
+    monkeypatch.chdir(ROOT)
+    board = leaderboard.Board(leaderboard.RESULTS)
+    page = leaderboard.page(leaderboard.RESULTS).partition("## By question type")[2]
+    assert page.count("<details markdown") == page.count("</details>") == len(board.questions.kinds)
 
 
 def test_what_is_stored_is_what_was_answered(accuracy, measure):
@@ -208,7 +225,7 @@ def test_ranks_are_tied_where_nothing_tells_apart():
         better = [
             other
             for other in tallies.values()
-            if between(other.resampled() - tally.resampled())[0] > 0
+            if percentile_interval(other.resampled() - tally.resampled())[0] > 0
         ]
         assert ranks[name] == 1 + len(better)
 

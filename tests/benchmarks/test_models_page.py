@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from gprune.tinyvlm.model import SHIPPED, checkpoint_folder
-from gprune.training.card import sums_of
+from gprune.training.card import checksums
 
 ROOT = Path(__file__).parents[2]
 
@@ -37,12 +37,20 @@ def test_the_committed_page(models, here):
     assert models.page() == models.PAGE.read_text(), "run benchmarks/models.py"
 
 
+def test_the_readme_quotes_the_committed_results(models, here):
+    kinds, alike = models.on_common_types(models.models())
+    readme = " ".join(Path("README.md").read_text().replace("**", "").split())
+    sentence = models.headline(alike).replace("\n", " ")
+    assert sentence.partition(" retains ")[2].partition(" of ")[0] in readme
+    assert f"{len(kinds)} question types" in readme
+
+
 def test_results_are_those_of_the_shipped_weights(models, here):
     for name in SHIPPED:
         folder = models.RESULTS if name == "tinyvlm" else models.OTHERS / name
         made = json.loads((folder / models.MODEL).read_text())
         checkpoint = checkpoint_folder(name)
-        assert made.pop("sha256") == sums_of(checkpoint)["model.safetensors"]
+        assert made.pop("sha256") == checksums(checkpoint)["model.safetensors"]
         assert made == json.loads((checkpoint / "recipe.json").read_text())
 
 
@@ -95,8 +103,8 @@ def test_an_objective_that_orders_two_methods_otherwise_is_told(models, here, tm
         part = page.split(f"### Keep {keep}\n")[1].split("###")[0]
         (line,) = [x for x in part.splitlines() if x.startswith("- `divprune` and `l2_norm`")]
         first, second = line.split(": ")[1].split(", ")
-        assert first.startswith("labels of patches +")
-        assert second == first.replace("labels of patches +", "captions -")
+        assert first.startswith("patch labels +")
+        assert second == first.replace("patch labels +", "captions -")
 
 
 def test_models_that_agree(models, here, tmp_path):
@@ -104,7 +112,7 @@ def test_models_that_agree(models, here, tmp_path):
     page = models.page(models.RESULTS, tmp_path)
     assert page.count("| tinyvlm | +1.00 |") == len(models.KEEPS)
     assert page.count(", 0 are ordered one way by one model and the other way") == len(models.KEEPS)
-    assert "By what the towers were taught" not in page
+    assert "By training objective" not in page
 
 
 def test_seeds_are_resampled_with_pictures(models, here):

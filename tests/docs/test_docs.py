@@ -1,4 +1,4 @@
-"""What the documentation shows runs: its Python, and the commands with their options."""
+"""The documentation's Python runs, and its commands exist with their options."""
 
 from __future__ import annotations
 
@@ -12,18 +12,19 @@ from PIL import Image
 
 from gprune.ask.prompts import prepare
 from gprune.cli import app
+from gprune.pruners.registry import METHODS
 from gprune.tinyvlm import load, make_scene
 from gprune.tinyvlm.model import checkpoint_folder
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 FENCE = re.compile(r"^```(\w+)[^\n]*\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-# A checkpoint of a hub, for which the shipped one is put.
-HUB = re.compile(r'"[\w.-]+/[\w.-]+-hf"')
+# A checkpoint of a hub; the shipped one takes its place.
+HUB = re.compile(r'"(?:[\w.-]+/[\w.-]+-hf|Qwen/[\w.-]+)"')
 
 
 def blocks(page: Path, language: str) -> list[tuple[int, str]]:
-    """The fenced blocks of a language with the line on which each begins."""
+    """Returns the fenced blocks of a language with the line on which each begins."""
     text = page.read_text()
     found = [match for match in FENCE.finditer(text) if match[1] == language]
     return [(text.count("\n", 0, match.start(2)), match[2]) for match in found]
@@ -45,17 +46,27 @@ COMMANDS = [
 
 @pytest.fixture(scope="module")
 def tiny():
-    """The names that a page may use without defining them: a model, its processor, a call."""
+    """Returns the names that a page may use without defining them: model, processor, inputs."""
     model, processor = load()
     image = make_scene("test", 0, 4).draw()
     inputs = prepare(model, processor, [([image], "how many shapes are there?")])
     return {"model": model, "processor": processor, "inputs": inputs}
 
 
+@pytest.fixture
+def registered():
+    """Removes the methods that a page registers."""
+    before = dict(METHODS)
+    yield
+    METHODS.clear()
+    METHODS.update(before)
+
+
 @pytest.mark.parametrize("page", WITH_PYTHON, ids=names(WITH_PYTHON))
-def test_python_blocks_run_from_top_to_bottom(page, tiny, tmp_path, monkeypatch):
+def test_python_blocks_run_from_top_to_bottom(page, tiny, tmp_path, monkeypatch, registered):
     monkeypatch.chdir(tmp_path)
-    Image.new("RGB", (64, 64), "red").save("cat.jpg")
+    for name in ("cat.jpg", "photo.jpg"):
+        Image.new("RGB", (64, 64), "red").save(name)
     space = {**tiny, "__name__": "__main__"}
     for line, block in blocks(page, "python"):
         if block.startswith("# not run: "):
@@ -92,3 +103,23 @@ def test_the_navigation_leaves_nothing_out():
     listed = (ROOT / "mkdocs.yml").read_text()
     for page in (ROOT / "docs").glob("*.md"):
         assert f": {page.name}\n" in listed, page.name
+
+
+def test_the_readme_fits_on_seven_screens():
+    readme = ROOT / "README.md"
+    assert len(readme.read_bytes()) <= 8192
+    text = readme.read_text()
+    assert "make demo" in text
+    assert "make test" in text
+
+
+@pytest.mark.parametrize("page", PAGES, ids=names(PAGES))
+def test_no_page_installs_by_name_without_a_word(page):
+    """The name is not on the package index yet, so a page that uses it says so."""
+    text = page.read_text()
+    if re.search(r"pip install '?gprune", text):
+        assert "not on the package index yet" in " ".join(text.split())
+
+
+def test_the_readme_counts_the_methods():
+    assert f"lists all {len(METHODS)}" in " ".join((ROOT / "README.md").read_text().split())
