@@ -76,10 +76,12 @@ test-vllm: .venv-vllm/ready
 	$(VLLM)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	touch $@
 
+# The examples are checked too: they show whether type checkers see what gprune exports.
 lint: .venv/ready
 	$(RUN)/ruff check .
 	$(RUN)/ruff format --check .
 	$(RUN)/mypy
+	$(RUN)/mypy examples
 	$(RUN)/lint-imports --no-logo
 
 # Trains the tiny VLM from scratch (hours on a CPU; a killed run resumes) into runs/tiny.

@@ -6,6 +6,7 @@ here, and `gprune` exports every name imported here. The order is that of `gprun
 
 # isort: skip_file
 from types import ModuleType as _ModuleType
+from typing import TYPE_CHECKING
 
 from gprune.pruners.base import Pruner as Pruner, ScorePruner as ScorePruner
 from gprune.pruners.reduction import Reduction as Reduction
@@ -58,9 +59,10 @@ from gprune.pruners.sparsevlm import SparseVLM as SparseVLM
 from gprune.pruners.evs import EVS as EVS
 from gprune.pruners.vidcom2 import VidCom2 as VidCom2
 
-# Without the modules of this package, which `import *` would export too.
-__all__ = [
-    name
-    for name, value in list(globals().items())
-    if not name.startswith("_") and not isinstance(value, _ModuleType)
-]
+if not TYPE_CHECKING:
+    # `import *` would export the modules of this package too. Type checkers read the aliases.
+    __all__ = [
+        name
+        for name, value in list(globals().items())
+        if not name.startswith("_") and not isinstance(value, _ModuleType | bool)
+    ]
