@@ -44,7 +44,7 @@ def test_a_folder_of_images_is_answered(tmp_path: Path, monkeypatch: Any) -> Non
         rows = answer(
             images,
             str(model),
-            ServerSettings(KEEP),
+            ServerSettings(KEEP, "gprune"),
             gpus=0,
             dtype="float32",
             enforce_eager=True,

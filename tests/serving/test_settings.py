@@ -24,6 +24,8 @@ from gprune.serving.plan import ImagePlan, decode_keep, encode_keep
 from gprune.serving.settings import ServerSettings, keep_from_json, served_methods
 from gprune.versions import RANGES, is_tested, require_tested
 
+NOT_SUITED = "options=.*do not suit gprune"
+
 
 @given(st.floats(1e-9, 1.0), st.integers(1, 5000))
 def test_a_decoded_share_gives_the_same_count(keep: float, n: int) -> None:
@@ -76,13 +78,19 @@ def test_the_recommended_method_has_the_label_of_its_method() -> None:
 
 
 def test_the_label_contains_the_options() -> None:
-    assert ServerSettings(0.5, options={"threshold": 0.7}).label() != ServerSettings(0.5).label()
+    plain = ServerSettings(0.5, "gprune")
+    assert ServerSettings(0.5, "gprune", {"threshold": 0.7}).label() != plain.label()
 
 
 @pytest.mark.parametrize("method", ["visionzip", "trim", "fastv", "downsampling", "evs"])
 def test_methods_that_need_signals_are_refused_by_name(method: str) -> None:
     with pytest.raises(ValueError, match=rf"{method}.*choose one of gprune, graph_cover"):
         ServerSettings(0.5, method)
+
+
+def test_the_default_method_is_the_recommended_one() -> None:
+    config = SimpleNamespace(gprune={"keep": 0.5})
+    assert ServerSettings.from_config(config) == ServerSettings(0.5, "recommended")
 
 
 def test_served_methods_include_the_methods_without_signals() -> None:
@@ -99,13 +107,13 @@ def test_served_methods_include_the_methods_without_signals() -> None:
         ({"keep": 0.5, "ratio": 0.5}, "unknown keys ratio"),
         ({"keep": 2.5}, "keep=2.5"),
         ({"keep": 0.5, "method": "gprun"}, "did you mean 'gprune'"),
-        ({"keep": 0.5, "options": {"threshold": 7}}, "threshold"),
+        ({"keep": 0.5, "method": "gprune", "options": {"threshold": 7}}, "threshold"),
         ({"keep": 0.5, "options": [7]}, r"options=\[7\] a mapping"),
         ({"keep": 0.5, "options": None}, "options=None a mapping"),
         ({"keep": 0.5, "method": []}, r"method=\[\] must be a name"),
-        ({"keep": 0.5, "options": {"threshold": "7"}}, "options=.*do not suit gprune"),
-        ({"keep": 0.5, "options": {"threshold": [7]}}, "options=.*do not suit gprune"),
-        ({"keep": 0.5, "options": {"keep": 1}}, "options=.*do not suit gprune"),
+        ({"keep": 0.5, "method": "gprune", "options": {"threshold": "7"}}, NOT_SUITED),
+        ({"keep": 0.5, "method": "gprune", "options": {"threshold": [7]}}, NOT_SUITED),
+        ({"keep": 0.5, "method": "gprune", "options": {"keep": 1}}, NOT_SUITED),
     ],
 )
 def test_invalid_settings_are_refused_with_a_correction(given_settings: Any, message: str) -> None:

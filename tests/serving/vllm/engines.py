@@ -101,7 +101,7 @@ def inspect_here() -> None:
 
 @contextmanager
 def engine(folder: Path, settings: dict[str, Any] | None = None, **options: Any) -> Iterator[Any]:
-    """Starts vLLM on a checkpoint: stock, or pruned with ``settings``."""
+    """Starts vLLM on a checkpoint: stock, or pruned with ``settings``, by default G-Prune."""
     from transformers import AutoConfig
     from vllm import LLM
 
@@ -110,7 +110,7 @@ def engine(folder: Path, settings: dict[str, Any] | None = None, **options: Any)
         family = served_family(AutoConfig.from_pretrained(folder))
         options["hf_overrides"] = {
             "architectures": [pruned_architecture(family)],
-            "gprune": settings,
+            "gprune": {"method": "gprune", **settings},
         }
     defaults = {
         "dtype": "float32",

@@ -99,7 +99,7 @@ def test_the_start_logs_method_keep_and_version(
     folder: Path, caplog: Any, monkeypatch: Any
 ) -> None:
     monkeypatch.setattr(logging.getLogger("vllm"), "propagate", True)
-    settings = {"keep": 0.48, "options": {"threshold": 0.7}}
+    settings = {"keep": 0.48, "method": "gprune", "options": {"threshold": 0.7}}
     with caplog.at_level(logging.INFO, "vllm"):
         model_config(folder, settings)
     line = f"gprune(threshold=0.7) gprune {gprune.__version__}, keep 0.48"
