@@ -30,7 +30,7 @@ class VersionRange:
 
 
 RANGES = {
-    "transformers": VersionRange("5.19.0", "5.24.0", "GPRUNE_UNTESTED_TRANSFORMERS", "tests/hf"),
+    "transformers": VersionRange("5.19.0", "5.25.0", "GPRUNE_UNTESTED_TRANSFORMERS", "tests/hf"),
     "vllm": VersionRange("0.32.0", "0.33.0", "GPRUNE_UNTESTED_VLLM", "tests/serving"),
 }
 

@@ -8,6 +8,8 @@ from typing import Any
 from torch import Tensor
 from transformers import Cache
 
+from gprune.layouts import cache_of
+
 
 def bind_arguments(
     parameters: Sequence[str], args: Sequence[Any], kwargs: Mapping[str, Any]
@@ -23,7 +25,7 @@ def find_cache(output: Any, call: Mapping[str, Any] | None = None) -> Cache | No
         output: the model's output, a ModelOutput, a tuple, or None if the call failed.
         call: the arguments of the call; a cache in them is preferred.
     """
-    cache: Cache | None = (call or {}).get("past_key_values")
+    cache: Cache | None = cache_of(call or {})
     if cache is not None or output is None:
         return cache
     values = output if isinstance(output, tuple) else output.values()

@@ -27,6 +27,7 @@ from gprune.hf.cross_tiles import choose_tiles, visible_tiles
 from gprune.hf.model import PrunedModel
 from gprune.hf.overrides import override_method
 from gprune.hf.records import KeptGroup
+from gprune.layouts import cache_of
 from gprune.pruners.base import Pruner
 
 
@@ -80,7 +81,7 @@ class CrossPrunedModel(PrunedModel):
         @functools.wraps(forward)
         def pruned_forward(*args: Any, **kwargs: Any) -> Any:
             call = bind_arguments(parameters, args, kwargs)
-            cache = call.get("past_key_values")
+            cache = cache_of(call)
             cached_columns = None
             if call.get("cross_attention_states") is not None:
                 cached_columns = self._prefill(call, cache)

@@ -32,7 +32,7 @@ from gprune.hf.rewrite import (
     record_plan,
     shorten_call,
 )
-from gprune.layouts import Family, family_of
+from gprune.layouts import Family, cache_of, family_of
 from gprune.pruners.base import Pruner
 
 
@@ -109,7 +109,7 @@ class PrunedModel:
                 "input_ids is missing: inputs_embeds alone do not show which positions are visual "
                 "tokens; pass input_ids with pixel_values instead"
             )
-        cache = call.get("past_key_values")
+        cache = cache_of(call)
         pruned_cache = cache if isinstance(cache, PrunedCache) else None
         if pruned_cache is not None:
             require_2d_mask(call.get("attention_mask"))

@@ -31,7 +31,7 @@ from gprune.hf.calls import find_cache
 from gprune.hf.checks import require_uncompiled
 from gprune.hf.model import PrunedModel
 from gprune.hf.rewrite import FLASH, Plan
-from gprune.layouts import families_with
+from gprune.layouts import cache_of, families_with
 from gprune.pruners.base import Pruner
 
 
@@ -81,7 +81,7 @@ class WeightedPrunedModel(PrunedModel):
         state = self._state
         state.clear()
         args, call = super().pre_forward(model, args, kwargs)
-        cache = call.get("past_key_values")
+        cache = cache_of(call)
         cached_bias = cache.weights if isinstance(cache, PrunedCache) else None
         if state.new_bias is None and cached_bias is None:
             return args, call
@@ -127,7 +127,7 @@ class WeightedPrunedModel(PrunedModel):
             hidden = args[0] if args else kwargs["hidden_states"]
             mask = given
             if mask is None:
-                mask = causal_mask(state.bias, hidden.shape[1], kwargs.get("past_key_values"))
+                mask = causal_mask(state.bias, hidden.shape[1], cache_of(kwargs))
             state.last_mask = given, biased_mask(mask, state.bias, hidden.dtype)
         return args, {**kwargs, "attention_mask": state.last_mask[1]}
 

@@ -1,5 +1,6 @@
 """What the visual tokens of each model family look like, for both engines; torch alone."""
 
+from gprune.layouts.arguments import cache_name, cache_of
 from gprune.layouts.base import PIXELS, Family, Patches
 from gprune.layouts.registry import (
     FAMILIES,
@@ -17,6 +18,8 @@ __all__ = [
     "Family",
     "Patches",
     "SquareRaster",
+    "cache_name",
+    "cache_of",
     "cls_tokens",
     "families",
     "families_with",

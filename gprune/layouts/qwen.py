@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from gprune.device import require
+from gprune.layouts.arguments import cache_name, cache_of
 from gprune.layouts.base import PIXELS, Family, Patches
 from gprune.layouts.division import equal_rasters
 from gprune.layouts.grids import grids_from_coordinates
@@ -111,14 +112,15 @@ def multimodal_positions(model: Any, call: dict[str, Any]) -> Tensor:
     """Returns the position ids of a first call that has images or videos, [3, b, L]."""
     ids = call["input_ids"]
     timing = call.get("second_per_grid_ts")
-    return model.base_model.compute_3d_position_ids(
+    compute = model.base_model.compute_3d_position_ids
+    return compute(
         input_ids=ids,
         # Only its shape is read.
         inputs_embeds=ids.new_empty(*ids.shape, 0),
         attention_mask=call.get("attention_mask"),
-        past_key_values=call.get("past_key_values"),
         mm_token_type_ids=call["mm_token_type_ids"],
         **{name: call.get(name) for name in GRIDS.values()},
+        **{cache_name(compute): cache_of(call)},
         # Only models that use it have this argument.
         **({} if timing is None else {"second_per_grid_ts": timing}),
     )

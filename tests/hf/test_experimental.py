@@ -4,13 +4,24 @@ from __future__ import annotations
 
 import pytest
 import torch
+import transformers
+from packaging.version import Version
 
 from gprune import GPrune, GraphCover, ToMe, UnsupportedModelError
 from tests.hf.batches import GREEDY, STEPS, make_batch, masked_greedy, shortened_greedy
 from tests.hf.models import EXPERIMENTAL
 
+# Its forward pass reads an output that transformers 5.24 does not set, with and without pruning.
+LLAMA4 = pytest.mark.xfail(
+    (5, 24) <= Version(transformers.__version__).release < (5, 25),
+    raises=AttributeError,
+    strict=True,
+    reason="transformers 5.24 cannot run Llama 4 with images itself",
+)
+NAMES = [pytest.param(name, marks=LLAMA4) if name == "llama4" else name for name in EXPERIMENTAL]
 
-@pytest.mark.parametrize("name", EXPERIMENTAL)
+
+@pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("images", [[1], [2], [1, 2]])
 def test_keep_one_is_bit_identical(name, attention, images):
@@ -24,7 +35,7 @@ def test_keep_one_is_bit_identical(name, attention, images):
     assert all(map(torch.equal, untouched.logits, through.logits))
 
 
-@pytest.mark.parametrize("name", EXPERIMENTAL)
+@pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("images", [[1], [2]])
 @pytest.mark.parametrize("keep", [0.36, 2])
 def test_equals_the_physically_shortened_sequence(name, images, keep):
@@ -48,7 +59,7 @@ def test_equals_the_physically_shortened_sequence(name, images, keep):
     assert torch.stack(output.logits, 1).sub(logits).abs().max() <= 1e-5
 
 
-@pytest.mark.parametrize("name", EXPERIMENTAL)
+@pytest.mark.parametrize("name", NAMES)
 def test_rows_of_a_batch_do_not_change_each_other(name):
     specimen = EXPERIMENTAL[name]
     model = specimen.build()
@@ -66,6 +77,7 @@ def test_rows_of_a_batch_do_not_change_each_other(name):
     assert torch.equal(together.sequences[0, -STEPS:], alone.sequences[0, -STEPS:])
 
 
+@LLAMA4
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 def test_llama4_past_a_chunk(attention):
     """Attention chunks count the remaining tokens, as a sliding window does."""
@@ -97,6 +109,7 @@ def test_llama4_refuses_methods_that_merge(pruner):
         model(**batch.inputs)
 
 
+@LLAMA4
 def test_llama4_keeps_more_of_one_tile_than_of_another():
     specimen = EXPERIMENTAL["llama4"]
     model = specimen.build()

@@ -127,7 +127,7 @@ def test_untested_attention_is_refused(specimen):
         pass
 
 
-@pytest.mark.parametrize("version", ["5.18.9", "5.24.0", "6.0"])
+@pytest.mark.parametrize("version", ["5.18.9", "5.25.0", "6.0"])
 def test_untested_transformers_is_refused(model, monkeypatch, version):
     monkeypatch.setattr(versions, "installed_version", lambda package: version)
     with pytest.raises(UnsupportedVersionError, match="pip install"), GPrune(keep=0.3)(model):

@@ -8,6 +8,7 @@ from torch import Tensor
 from transformers.masking_utils import create_causal_mask
 
 from gprune.hf.cache import StagedCache
+from gprune.layouts import cache_of
 
 
 class Continuation:
@@ -36,10 +37,10 @@ class Continuation:
             return args, kwargs
         if index in self.masks:
             self._layer_mask = create_causal_mask(
-                config=self.config,
-                inputs_embeds=args[0] if args else kwargs["hidden_states"],
-                attention_mask=self.masks[index],
-                past_key_values=kwargs["past_key_values"],
+                self.config,
+                args[0] if args else kwargs["hidden_states"],
+                self.masks[index],
+                cache_of(kwargs),
                 layer_idx=index,
             )
         return args, {**kwargs, "attention_mask": self._layer_mask}

@@ -15,6 +15,7 @@ from gprune.hf.cache import LayerSlots
 from gprune.hf.choice import ImageChoice, Selection
 from gprune.hf.decoder.attention import attention_of
 from gprune.hf.rewrite import right_aligned
+from gprune.layouts import cache_of
 from gprune.pruners.decoder import DecoderPruner, DecoderTokens
 from gprune.pruners.image import ReducedImage
 from gprune.tokens import Group
@@ -145,7 +146,7 @@ class Prefill:
         if index in self.stages:
             if self.pruner.ranks_ahead:
                 self._attention = self._rate(layer, hidden)
-            hidden = self._run_stage(index, hidden, kwargs.get("past_key_values"))
+            hidden = self._run_stage(index, hidden, cache_of(kwargs))
         if index + 1 in self.stages and not self.pruner.ranks_ahead:
             self._attention = self._rate(layer, hidden)
         if self.slots:
@@ -187,11 +188,7 @@ class Prefill:
         dropped = (candidates & ~keep).sum(1).tolist()
         hidden = self._gather(keep, hidden)
         self._mask = create_causal_mask(
-            config=self.config,
-            inputs_embeds=hidden,
-            attention_mask=self.real.long(),
-            past_key_values=cache,
-            layer_idx=index,
+            self.config, hidden, self.real.long(), cache, layer_idx=index
         )
         before = self.visual_counts[-1]
         self.visual_counts.append([n - less for n, less in zip(before, dropped, strict=True)])
