@@ -19,6 +19,7 @@ MOVED = {
     "gprune.evaluation.measure": "gprune.costs.generation",
     "gprune.evaluation.timing": "gprune.costs.prefill",
     "gprune.hf.families": "gprune.layouts",
+    "gprune.hf.hook": "gprune.hf",
     "gprune.kernels": "gprune.graph.triton",
     "gprune.prompts": "gprune.ask.prompts",
     "gprune.pruners.cover": "gprune.pruners.graph_cover",
@@ -26,6 +27,7 @@ MOVED = {
     "gprune.serving.plugin": "gprune.serving.vllm.plugin",
     "gprune.thumbnail": "gprune.allocation.thumbnail",
     "gprune.tiles": "gprune.graph.tiled",
+    "gprune.tinyvlm.grounding": "gprune.training.grounding",
     "gprune.transfer": "gprune.device",
 }
 

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import importlib
 import sys
+from dataclasses import dataclass
+from typing import ClassVar
 
 import pytest
+import torch
 
+from gprune import VisualTokens
 from gprune.moved import MOVED, MovedModules, install
+from gprune.pruners.base import MergingPruner
 
 
 @pytest.mark.parametrize("old", [name for name in MOVED if name != "gprune.kernels"])
@@ -41,3 +46,36 @@ def test_installs_once():
     install()
     install()
     assert sum(isinstance(finder, MovedModules) for finder in sys.meta_path) == 1
+
+
+def test_costs_are_still_found_in_evaluation():
+    from gprune import costs, evaluation
+
+    with pytest.warns(DeprecationWarning, match=r"gprune\.costs\.saving"):
+        assert evaluation.saving is costs.saving
+    with pytest.raises(AttributeError, match="nothing"):
+        _ = evaluation.nothing
+
+
+def test_a_merging_pruner_of_old_still_works():
+    with pytest.warns(DeprecationWarning, match="derive Halves from Pruner"):
+
+        @dataclass(frozen=True)
+        class Halves(MergingPruner):
+            weighted: bool = False
+
+            name: ClassVar[str] = "halves"
+
+            def partition(self, tokens, k):
+                kept = torch.arange(k)
+                members = torch.arange(len(tokens)) % k
+                if not self.weighted:
+                    return kept, members
+                weights = (members == kept[:, None]).float()
+                return kept, weights / weights.sum(1, keepdim=True)
+
+    tokens = VisualTokens(torch.tensor([[1.0], [2.0], [3.0], [4.0]]))
+    for weighted in (False, True):
+        reduction = Halves(2, weighted).reduce(tokens)
+        assert reduction.kept.tolist() == [0, 1]
+        assert reduction.features(tokens.features).tolist() == [[2.0], [3.0]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
@@ -188,3 +189,26 @@ class ScorePruner(Pruner):
 
     def choose(self, tokens: VisualTokens, k: int) -> Tensor | Reduction:
         return highest(self.score(tokens), k)
+
+
+class MergingPruner(Pruner):
+    """Deprecated: implement `Pruner.choose` and return a `Reduction`; goes in the next release."""
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        warnings.warn(
+            f"MergingPruner goes in the next release; derive {cls.__name__} from Pruner and return "
+            "a Reduction from choose",
+            DeprecationWarning,
+            stacklevel=2,
+        )
+
+    @abstractmethod
+    def partition(self, tokens: VisualTokens, k: int) -> tuple[Tensor, Tensor | None]:
+        """Returns kept indices, int64 [k], and members, int64 [n], or weights, float [k, n]."""
+
+    def choose(self, tokens: VisualTokens, k: int) -> Reduction:
+        kept, merged = self.partition(tokens, k)
+        if merged is not None and merged.is_floating_point():
+            return Reduction(kept, weights=merged)
+        return Reduction(kept, merged)
