@@ -9,7 +9,7 @@ from __future__ import annotations
 import typer
 
 from examples.common import DeviceOption, ImageOption, TinyOption, ask
-from gprune import GPrune
+from gprune import make
 
 
 def main(
@@ -20,7 +20,7 @@ def main(
     tiny: TinyOption = False,
 ) -> None:
     """Ask with and without pruning."""
-    ask(checkpoint, "internvl", GPrune(keep=0.36), prompt, tiny, device, image)
+    ask(checkpoint, "internvl", make("recommended", keep=0.36), prompt, tiny, device, image)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from __future__ import annotations
 import typer
 
 from examples.common import DeviceOption, ImageOption, TinyOption, ask
-from gprune import GPrune
+from gprune import make
 
 
 def main(
@@ -20,7 +20,7 @@ def main(
     tiny: TinyOption = False,
 ) -> None:
     """Ask with and without pruning, with a budget for each kind of group."""
-    pruner = GPrune(keep={"thumbnail": 1.0, "canvas": 0.25})
+    pruner = make("recommended", keep={"thumbnail": 1.0, "canvas": 0.25})
     ask(checkpoint, "llava_next", pruner, prompt, tiny, device, image)
 
 

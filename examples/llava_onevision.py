@@ -11,7 +11,7 @@ from pathlib import Path
 import typer
 
 from examples.common import DeviceOption, ImageOption, TinyOption, VideoOption, ask
-from gprune import GPrune
+from gprune import make
 
 
 def main(
@@ -25,7 +25,16 @@ def main(
     """Ask about an image, a video or both, with and without pruning."""
     if tiny:
         video = Path("random")  # the random prompt contains both
-    ask(checkpoint, "llava_onevision", GPrune(keep=0.36), prompt, tiny, device, image, video)
+    ask(
+        checkpoint,
+        "llava_onevision",
+        make("recommended", keep=0.36),
+        prompt,
+        tiny,
+        device,
+        image,
+        video,
+    )
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from transformers import pipeline
 
-from gprune import GPrune
+from gprune import make
 from gprune.tinyvlm import load
 from gprune.tinyvlm.scenes import make_scene
 
@@ -24,7 +24,7 @@ def main() -> None:
     ]
     messages = [{"role": "user", "content": content}]
     full = ask(text=messages, return_full_text=False)
-    with GPrune(keep=0.36)(ask.model) as pruned:
+    with make("recommended", keep=0.36)(ask.model) as pruned:
         short = ask(text=messages, return_full_text=False)
     print(f"{question.question} expected: {question.answer}")
     print(f"full: {full[0]['generated_text']}, pruned: {short[0]['generated_text']}")
