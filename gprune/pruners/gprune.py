@@ -102,7 +102,7 @@ class GPrune(ScorePruner):
         It is -inf for tokens of zero norm.
         """
         if self.backend == "triton":
-            return self._kernel_scores([tokens])[0]
+            return self.kernel_scores([tokens])[0]
         graph: SimilarityGraph | TiledGraph
         if tokens.features.device.type == "cpu" or not dense_fits(len(tokens)):
             graph = TiledGraph.build(tokens.features, self.threshold, self.temperature)
@@ -137,7 +137,7 @@ class GPrune(ScorePruner):
             for tokens, keep in zip(groups, given, strict=True)
             if tokens.protected is None and not isinstance(keep, PartBudgets)
         ]
-        scores = iter(self._kernel_scores(plain))
+        scores = iter(self.kernel_scores(plain))
         return [
             [
                 self.reduce_within(tokens, keep)
@@ -148,7 +148,7 @@ class GPrune(ScorePruner):
             for groups, given in zip(images, keeps, strict=True)
         ]
 
-    def _kernel_scores(self, groups: Sequence[VisualTokens]) -> list[Tensor]:
+    def kernel_scores(self, groups: Sequence[VisualTokens]) -> list[Tensor]:
         """Returns `score` of each group, computed by the Triton kernels."""
         kernels = importlib.import_module("gprune.graph.triton")
         scores: list[Tensor] = []

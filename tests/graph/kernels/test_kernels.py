@@ -160,12 +160,12 @@ def make_groups() -> list[VisualTokens]:
 
 
 def equal(first, second) -> bool:
-    """Returns whether two lists of kept indices and members are equal."""
+    """Returns whether two lists of reductions keep and merge the same tokens."""
     return all(
-        torch.equal(kept, other_kept)
-        and (members is None) == (other_members is None)
-        and (members is None or torch.equal(members, other_members))
-        for (kept, members), (other_kept, other_members) in zip(first, second, strict=True)
+        torch.equal(ours.kept, theirs.kept)
+        and (ours.members is None) == (theirs.members is None)
+        and (ours.members is None or torch.equal(ours.members, theirs.members))
+        for ours, theirs in zip(first, second, strict=True)
     )
 
 
@@ -188,7 +188,7 @@ def test_scores_do_not_depend_on_the_rest_of_the_batch():
     """They are equal bit for bit."""
     groups = [tokens for tokens in make_groups() if tokens.features.shape[1] == 16]
     pruner = GPrune(0.3, backend="triton")
-    for tokens, scores in zip(groups, pruner._scores(groups), strict=True):
+    for tokens, scores in zip(groups, pruner.kernel_scores(groups), strict=True):
         assert torch.equal(pruner.score(tokens), scores)
 
 
