@@ -24,7 +24,7 @@ def check_family(model: PreTrainedModel, family: Family, pruner: DecoderPruner) 
             f"{pruner.name} prunes inside the language model, which is not proven with "
             f"{type(model).__name__} yet; it is with "
             f"{', '.join(families_with('prunes_in_decoder'))}. Use a method before the language "
-            "model, such as gprune"
+            "model, such as graph_cover"
         )
 
 
@@ -53,7 +53,7 @@ def check_layers(model: PreTrainedModel, config: Any, pruner: DecoderPruner) -> 
         raise UnsupportedModelError(
             f"{pruner.name} recomputes attention, which is not proven for {', '.join(untested)} "
             f"yet; it is for {', '.join(TESTED_ATTENTION)}. Use a method before the language "
-            "model, such as gprune"
+            "model, such as graph_cover"
         )
     types = getattr(config, "layer_types", None)
     sliding = getattr(config, "sliding_window", None) if types is None else None
@@ -61,7 +61,7 @@ def check_layers(model: PreTrainedModel, config: Any, pruner: DecoderPruner) -> 
         raise UnsupportedModelError(
             f"{pruner.name} needs layers with full attention, but this language model has sliding "
             "windows, whose extent dropped tokens would change; use a method before the language "
-            "model, such as gprune"
+            "model, such as graph_cover"
         )
 
 
@@ -88,7 +88,7 @@ def check_call(
     if model.training or call.get("labels") is not None:
         raise ValueError(
             f"{pruner.name} is for inference: call model.eval() and pass no labels, or train with "
-            "a method before the language model, such as gprune"
+            "a method before the language model, such as graph_cover"
         )
     if past:
         raise ValueError(
