@@ -61,8 +61,8 @@ def ask(
 
 def random_model(specimen: str, with_video: bool) -> tuple[Any, dict[str, torch.Tensor]]:
     """Builds a tiny random model and the inputs for an image (and a video)."""
-    from tests.hf.batches import add_video, make_batch
-    from tests.hf.models import SPECIMENS
+    from gprune.proof.batches import add_video, make_batch
+    from gprune.proof.models import SPECIMENS
 
     family = SPECIMENS[specimen]
     model = family.build()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tests.hf.models import SPECIMENS
+from gprune.proof.models import SPECIMENS
 
 
 def save_llava_next(folder: Path) -> None:

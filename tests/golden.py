@@ -22,10 +22,11 @@ from torch import Tensor
 import gprune
 from gprune import CoverBudget, GPrune, GraphCover, ThumbnailGuided, VisualTokens
 from gprune.ask.prompts import prepare
+from gprune.proof.batches import add_video, make_batch
+from gprune.proof.mllama import mllama
+from gprune.proof.models import EXPERIMENTAL, SPECIMENS
 from gprune.pruners import METHODS
 from gprune.tinyvlm import load, make_scene
-from tests.hf.batches import add_video, make_batch
-from tests.hf.models import EXPERIMENTAL, SPECIMENS, mllama
 from tests.pruners.signals import with_signals
 
 KEEPS = (1.0, 0.5, 0.36, 0.1, 7)

@@ -10,9 +10,9 @@ from gprune import CoverBudget, GPrune, VisualTokens, make, methods
 from gprune.device import pending_checks
 from gprune.graph import MAX_DENSE_TOKENS
 from gprune.hf import choice, rewrite
+from gprune.proof.batches import make_batch
+from gprune.proof.models import SPECIMENS
 from gprune.pruners.base import Pruner
-from tests.hf.batches import make_batch
-from tests.hf.models import SPECIMENS
 
 GROUPS = [name for name in methods() if make(name, keep=0.3).scope == "group"]
 # Methods that take another path where a matrix of all pairs would be too large.

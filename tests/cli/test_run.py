@@ -115,7 +115,7 @@ def test_unsupported_and_unreadable_models(tmp_path, picture):
 
 
 def test_vision_tokens_outside_the_prompt_are_refused(tmp_path, picture):
-    from tests.hf.models import mllama
+    from gprune.proof.mllama import mllama
 
     mllama().save_pretrained(tmp_path)
     for arguments in (

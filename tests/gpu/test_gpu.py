@@ -14,9 +14,9 @@ from gprune.ask.answers import answer
 from gprune.ask.loading import load_model
 from gprune.device import raise_pending
 from gprune.evaluation.bench import clustered_features
+from gprune.proof.batches import make_batch
+from gprune.proof.models import SPECIMENS
 from gprune.tinyvlm.scenes import make_scene
-from tests.hf.batches import make_batch
-from tests.hf.models import SPECIMENS
 
 GROUPS = [name for name in methods() if make(name, keep=0.3).scope == "group"]
 FAMILIES = [

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.hf.models import SPECIMENS
+from gprune.proof.models import SPECIMENS
 
 
 @pytest.fixture(scope="module", params=list(SPECIMENS))

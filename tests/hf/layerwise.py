@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tests.hf.batches import Batch
-from tests.hf.models import IMAGE, VIDEO
+from gprune.proof.batches import Batch
+from gprune.proof.models import IMAGE, VIDEO
 
 # Returns attention weights [b, heads, L, L] of the previous layer, or if true of the next one.
 AttentionReader = Callable[[bool], Tensor]

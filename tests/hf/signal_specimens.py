@@ -7,7 +7,7 @@ import functools
 
 import transformers as tf
 
-from tests.hf.models import EXPERIMENTAL, IMAGE, SIDE, SMALL, SPECIMENS, VIDEO, builder
+from gprune.proof.models import EXPERIMENTAL, IMAGE, SIDE, SMALL, SPECIMENS, VIDEO, builder
 
 SIGLIP = dataclasses.replace(
     SPECIMENS["llava_onevision"],

@@ -7,8 +7,8 @@ import torch
 
 from gprune import GPrune, ThumbnailGuided, ToMe, UniformGridPruner, VisualTokens, kept_count
 from gprune.layouts import family_of
-from tests.hf.batches import GREEDY, STEPS, add_video, forward, make_batch, masked_greedy
-from tests.hf.models import SPECIMENS
+from gprune.proof.batches import GREEDY, STEPS, add_video, forward, make_batch, masked_greedy
+from gprune.proof.models import SPECIMENS
 
 
 def test_a_budget_for_each_kind_of_group():

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from gprune import GPrune, UniformGridPruner
-from tests.hf.batches import forward, make_batch, masked_greedy
+from gprune.proof.batches import forward, make_batch, masked_greedy
 
 
 def test_cache_is_shorter(specimen, model):

@@ -9,8 +9,8 @@ from torch._dynamo.utils import counters
 
 from gprune import FastV, GPrune, WeightedCover
 from gprune.errors import UnsupportedModelError
-from tests.hf.batches import make_batch
-from tests.hf.models import SPECIMENS
+from gprune.proof.batches import make_batch
+from gprune.proof.models import SPECIMENS
 
 OPTIONS = {"max_new_tokens": 4, "do_sample": False}
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from gprune import GPrune, RandomPruner, UniformGridPruner
-from tests.hf.batches import GREEDY, forward, make_batch
-from tests.hf.models import IMAGE
+from gprune.proof.batches import GREEDY, forward, make_batch
+from gprune.proof.models import IMAGE
 
 
 def hooks(model) -> list:

@@ -17,9 +17,9 @@ from gprune import (
     kept_count,
 )
 from gprune.hf.cross_cache import CrossPrunedCache
-from tests.hf.batches import GREEDY, STEPS
-from tests.hf.mllama_batches import PATCHES, TILES, columns, make, masked_greedy
-from tests.hf.models import SIDE, mllama
+from gprune.proof.batches import GREEDY, STEPS
+from gprune.proof.mllama import PATCHES, TILES, columns, make, masked_greedy, mllama
+from gprune.proof.models import SIDE
 
 # For each row of the batch the tiles of each of its images.
 LAYOUTS = [[[2]], [[1], [4]], [[3, 1], [2]], [[1], [], [2, 3]]]

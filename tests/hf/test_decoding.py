@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from gprune import GPrune
-from tests.hf.batches import STEPS, finish_batch, make_batch, noise
-from tests.hf.models import BREAK, IMAGE, SPECIMENS
+from gprune.proof.batches import STEPS, finish_batch, make_batch, noise
+from gprune.proof.models import BREAK, IMAGE, SPECIMENS
 
 
 @pytest.mark.parametrize("images", [[1], [2, 0, 1]])

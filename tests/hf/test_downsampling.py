@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from gprune import Downsampling, VisualTokens, kept_count
 from gprune.errors import UnsupportedModelError
 from gprune.layouts import families_with
-from tests.hf.batches import GREEDY, STEPS, add_video, finish_batch, make_batch
-from tests.hf.models import IMAGE, PAD, SIDE, SPECIMENS
+from gprune.proof.batches import GREEDY, STEPS, add_video, finish_batch, make_batch
+from gprune.proof.models import IMAGE, PAD, SIDE, SPECIMENS
 
 FAMILIES = families_with("takes_smaller_images")
 LAYOUTS = [[1], [3], [2, 0, 1]]

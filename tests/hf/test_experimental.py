@@ -8,8 +8,8 @@ import transformers
 from packaging.version import Version
 
 from gprune import GPrune, GraphCover, ToMe, UnsupportedModelError
-from tests.hf.batches import GREEDY, STEPS, make_batch, masked_greedy, shortened_greedy
-from tests.hf.models import EXPERIMENTAL
+from gprune.proof.batches import GREEDY, STEPS, make_batch, masked_greedy, shortened_greedy
+from gprune.proof.models import EXPERIMENTAL
 
 # Its forward pass reads an output that transformers 5.24 does not set, with and without pruning.
 LLAMA4 = pytest.mark.xfail(

@@ -9,8 +9,8 @@ from transformers import modeling_flash_attention_utils as flash
 
 from gprune import FastV, GPrune, PyramidDrop, UniformGridPruner
 from gprune.hf import model as pruned_model
-from tests.hf.batches import GREEDY, STEPS, make_batch, masked_greedy
-from tests.hf.models import SPECIMENS
+from gprune.proof.batches import GREEDY, STEPS, make_batch, masked_greedy
+from gprune.proof.models import SPECIMENS
 
 # Families that support FlashAttention; it has no bidirectional attention in prompts.
 NAMES = ["llava", "llava_next", "qwen2_5_vl", "qwen3_vl", "idefics3", "mistral3", "aya_vision"]

@@ -9,7 +9,7 @@ import torch
 
 from gprune import GPrune
 from gprune.hf.cache import PrunedCache
-from tests.hf.batches import GREEDY, STEPS, forward, make_batch
+from gprune.proof.batches import GREEDY, STEPS, forward, make_batch
 
 # Images per row: one row; rows with different numbers of images; a row of text alone.
 LAYOUTS = [[1], [3], [1, 2], [2, 0, 1]]

@@ -7,8 +7,8 @@ import torch
 
 from gprune import GPrune, VisualTokens, kept_count
 from gprune.layouts import family_of
-from tests.hf.batches import feature_length, finish_batch, forward, make_batch, noise
-from tests.hf.models import IMAGE, SIDE, SPECIMENS
+from gprune.proof.batches import feature_length, finish_batch, forward, make_batch, noise
+from gprune.proof.models import IMAGE, SIDE, SPECIMENS
 
 
 @pytest.mark.parametrize("images", [[2, 0, 1], [1, 3]])

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from gprune import GPrune, GraphCover, ToMe, kept_count
-from tests.hf.batches import (
+from gprune.proof.batches import (
     GREEDY,
     STEPS,
     add_video,
@@ -15,7 +15,7 @@ from tests.hf.batches import (
     merged_outputs,
     shortened_greedy,
 )
-from tests.hf.models import IMAGE, SPECIMENS
+from gprune.proof.models import IMAGE, SPECIMENS
 
 # Images per row: one row; rows with different numbers of images; a row of text alone.
 LAYOUTS = [[1], [3], [1, 2], [2, 0, 1]]

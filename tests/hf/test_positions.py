@@ -7,8 +7,8 @@ import torch
 
 from gprune import GPrune, UniformGridPruner, WeightedCover
 from gprune.layouts import family_of
-from tests.hf.batches import GREEDY, finish_batch, forward, make_batch
-from tests.hf.models import SPECIMENS
+from gprune.proof.batches import GREEDY, finish_batch, forward, make_batch
+from gprune.proof.models import SPECIMENS
 
 
 def test_original_position_ids_reach_the_language_model(specimen, model):

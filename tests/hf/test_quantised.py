@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from gprune import GPrune
-from tests.hf.batches import GREEDY, STEPS, make_batch, masked_greedy, shortened_greedy
-from tests.hf.models import SPECIMENS
+from gprune.proof.batches import GREEDY, STEPS, make_batch, masked_greedy, shortened_greedy
+from gprune.proof.models import SPECIMENS
 from tests.hf.quantised import Int4Linear, Int8Linear, quantise
 
 

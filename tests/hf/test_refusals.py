@@ -9,8 +9,8 @@ import torch
 
 from gprune import GPrune, versions
 from gprune.errors import UnsupportedModelError, UnsupportedVersionError
-from tests.hf.batches import forward, make_batch
-from tests.hf.models import IMAGE, SPECIMENS
+from gprune.proof.batches import forward, make_batch
+from gprune.proof.models import IMAGE, SPECIMENS
 
 
 def test_4d_masks_are_refused(specimen, model):

@@ -10,8 +10,8 @@ import torch
 from gprune import GPrune
 from gprune.hf.choice import batch_rows
 from gprune.hf.rewrite import padding_id
-from tests.hf.batches import forward, make_batch
-from tests.hf.models import IMAGE, SPECIMENS
+from gprune.proof.batches import forward, make_batch
+from gprune.proof.models import IMAGE, SPECIMENS
 
 
 def test_batch_rows_of_images():

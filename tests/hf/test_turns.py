@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from gprune import UniformGridPruner
-from tests.hf.batches import Batch, finish_batch, forward, make_batch, masked_greedy
-from tests.hf.models import SPECIMENS
+from gprune.proof.batches import Batch, finish_batch, forward, make_batch, masked_greedy
+from gprune.proof.models import SPECIMENS
 
 # Specimens whose images may come in a later turn.
 TURNS = [name for name, specimen in SPECIMENS.items() if specimen.turns]

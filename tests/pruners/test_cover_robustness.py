@@ -28,10 +28,10 @@ from gprune import (
     VisualTokens,
     kept_count,
 )
+from gprune.proof.batches import make_batch
+from gprune.proof.models import SPECIMENS
 from gprune.tinyvlm import load, make_scene
 from gprune.training.accuracy import to_pixels, vision_features
-from tests.hf.batches import make_batch
-from tests.hf.models import SPECIMENS
 
 GRIDS = [(1, 1), (1, 40), (40, 1), (2, 33), (7, 40), (64, 3), (16, 16), (5, 48)]
 SQUARE = (16, 16)

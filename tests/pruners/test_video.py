@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gprune import EVS, VidCom2, VisualTokens, kept_count
+from gprune.proof.batches import GREEDY, STEPS, add_video, make_batch, masked_greedy
+from gprune.proof.models import SPECIMENS
 from gprune.pruners.vidcom2 import rounded_counts
-from tests.hf.batches import GREEDY, STEPS, add_video, make_batch, masked_greedy
-from tests.hf.models import SPECIMENS
 
 VIDEOS = {"t": st.integers(1, 6), "n": st.integers(1, 9), "seed": st.integers(0, 9999)}
 

@@ -18,9 +18,9 @@ from gprune import GPrune, ThumbnailGuided, VisualTokens, WeightedGPrune, kept_c
 from gprune.evaluation.bench import selection_times
 from gprune.graph import SimilarityGraph, triton_kernels
 from gprune.graph import triton as kernels
+from gprune.proof.batches import make_batch
+from gprune.proof.models import SPECIMENS
 from tests.graph import reference
-from tests.hf.batches import make_batch
-from tests.hf.models import SPECIMENS
 from tests.pruners.test_gprune import KINDS, make_features
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from gprune.layouts import families_with
-from tests.hf.models import SPECIMENS
+from gprune.proof.models import SPECIMENS
 
 
 @pytest.fixture(scope="module", params=families_with("prunes_in_decoder"))

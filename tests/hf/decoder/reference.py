@@ -8,8 +8,8 @@ import numpy as np
 import torch
 
 from gprune import FastV, PyramidDrop, SparseVLM, kept_count
+from gprune.proof.models import IMAGE, VIDEO
 from tests.hf.layerwise import embedded
-from tests.hf.models import IMAGE, VIDEO
 
 PRUNERS = [
     FastV(0.36),

@@ -8,10 +8,10 @@ import transformers as tf
 
 from gprune import FastV
 from gprune.hf.decoder.attention import attention_of
-from tests.hf.batches import GREEDY, STEPS, make_batch
+from gprune.proof.batches import GREEDY, STEPS, make_batch
+from gprune.proof.models import IMAGE, SPECIMENS, TEXT, builder
 from tests.hf.decoder.reference import Reference
 from tests.hf.layerwise import embedded, greedy, run
-from tests.hf.models import IMAGE, SPECIMENS, TEXT, builder
 
 LANGUAGE_MODELS = {
     "qwen2": lambda: tf.Qwen2Config(**TEXT),

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from gprune import FastV, PyramidDrop, SparseVLM
-from tests.hf.batches import GREEDY, STEPS, add_video, finish_batch, forward, make_batch, noise
+from gprune.proof.batches import GREEDY, STEPS, add_video, finish_batch, forward, make_batch, noise
+from gprune.proof.models import BREAK, IMAGE, SPECIMENS
 from tests.hf.decoder.reference import PRUNERS, Reference, label
 from tests.hf.layerwise import greedy
-from tests.hf.models import BREAK, IMAGE, SPECIMENS
 
 LAYOUTS = [[1], [3], [2, 0, 1]]
 

@@ -8,8 +8,8 @@ import transformers as tf
 
 from gprune import FastV, GPrune
 from gprune.errors import UnsupportedModelError
-from tests.hf.batches import GREEDY, forward, make_batch
-from tests.hf.models import IMAGE, SPECIMENS, TEXT, builder
+from gprune.proof.batches import GREEDY, forward, make_batch
+from gprune.proof.models import IMAGE, SPECIMENS, TEXT, builder
 
 
 class TestRefusals:

@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from gprune import FastV, GPrune, PyramidDrop, kept_count
-from tests.hf.batches import GREEDY, forward, make_batch
+from gprune.proof.batches import GREEDY, forward, make_batch
+from gprune.proof.models import IMAGE, SPECIMENS
 from tests.hf.decoder.reference import PRUNERS, Reference, label
 from tests.hf.layerwise import embedded, greedy, run
-from tests.hf.models import IMAGE, SPECIMENS
 
 
 @pytest.mark.parametrize("pruner", PRUNERS, ids=label)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from gprune import Pruner, VisualTokens
 from gprune.layouts import family_of
-from tests.hf.models import BOS, BREAK, IMAGE, PAD, Image, Noise, Specimen
+from gprune.proof.models import BOS, BREAK, IMAGE, PAD, Image, Noise, Specimen
 
 STEPS = 4
 GREEDY = {

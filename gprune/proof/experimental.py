@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import transformers as tf
 
-from tests.hf.images import IMAGE, SIDE, VIDEO, WORDS, gemma4_image, naflex, square
-from tests.hf.specimens import (
+from gprune.proof.images import IMAGE, SIDE, VIDEO, WORDS, gemma4_image, naflex, square
+from gprune.proof.specimens import (
     MERGED,
     MROPE,
     QWEN_VISION,

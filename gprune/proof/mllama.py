@@ -2,20 +2,46 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 
-from tests.hf.batches import STEPS, noise
-from tests.hf.models import BOS, BREAK, IMAGE, PAD, SIDE
+from gprune.proof.batches import STEPS, noise
+from gprune.proof.images import BOS, BREAK, IMAGE, PAD, SIDE
+from gprune.proof.specimens import TEXT, builder
 
 PATCHES = SIDE * SIDE + 1  # the first is CLS
-
-
 TILES = 4
 
 
-def make(rows: list[list[int]], seed: int = 0, dtype=torch.float32) -> dict[str, torch.Tensor]:
+def mllama(dtype: torch.dtype = torch.float32, attention: str = "sdpa", **settings: Any) -> Any:
+    """Builds Mllama, which cross-attends to images of up to four tiles."""
+    return builder(
+        "MllamaForConditionalGeneration",
+        "MllamaConfig",
+        vision_config={
+            "hidden_size": 32,
+            "num_hidden_layers": 2,
+            "num_global_layers": 1,
+            "attention_heads": 4,
+            "intermediate_size": 64,
+            "vision_output_dim": 96,
+            "image_size": 8 * SIDE,
+            "patch_size": 8,
+            "max_num_tiles": 4,
+            "intermediate_layers_indices": [0, 1],
+            "supported_aspect_ratios": [[1, 1], [1, 2], [1, 3], [1, 4]],
+        },
+        text_config=TEXT | {"num_hidden_layers": 4, "cross_attention_layers": [1, 3], **settings},
+        image_token_index=IMAGE,
+    )(dtype, attention)
+
+
+def make(
+    rows: list[list[int]], seed: int = 0, dtype: torch.dtype = torch.float32
+) -> dict[str, torch.Tensor]:
     """Makes a left-padded batch as the processor does; words before an image do not see it."""
     generator = torch.Generator().manual_seed(seed)
     pixels = noise(seed, dtype)
@@ -49,7 +75,7 @@ def make(rows: list[list[int]], seed: int = 0, dtype=torch.float32) -> dict[str,
     }
 
 
-def columns(rows: list[list[int]], kept: list[list]) -> torch.Tensor:
+def columns(rows: list[list[int]], kept: list[list[Any]]) -> torch.Tensor:
     """Returns a mask of the kept vision tokens, bool [b, images * tiles * patches]."""
     left = torch.zeros(len(rows), max(map(len, rows)), TILES, PATCHES, dtype=torch.bool)
     for row, (images, groups) in enumerate(zip(rows, kept, strict=True)):
@@ -67,10 +93,10 @@ def columns(rows: list[list[int]], kept: list[list]) -> torch.Tensor:
 
 
 @contextmanager
-def masked(model, left: torch.Tensor, states: torch.Tensor | None = None):
+def masked(model: Any, left: torch.Tensor, states: torch.Tensor | None = None) -> Iterator[None]:
     """Masks every other vision token out of every cross-attention layer."""
 
-    def hide(module, args, kwargs):
+    def hide(module: Any, args: Any, kwargs: Any) -> Any:
         mask = kwargs["attention_mask"]
         least = torch.finfo(mask.dtype).min
         kwargs["attention_mask"] = mask.masked_fill(~left[:, None, None], least)
@@ -83,13 +109,20 @@ def masked(model, left: torch.Tensor, states: torch.Tensor | None = None):
         layers[index].cross_attn.register_forward_pre_hook(hide, with_kwargs=True)
         for index in model.config.text_config.cross_attention_layers
     ]
-    yield
-    for handle in handles:
-        handle.remove()
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 @torch.no_grad()
-def masked_greedy(model, inputs, left, states=None) -> tuple[torch.Tensor, torch.Tensor]:
+def masked_greedy(
+    model: Any,
+    inputs: dict[str, torch.Tensor],
+    left: torch.Tensor,
+    states: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Decodes at full length without a cache; returns tokens [b, STEPS] and their logits."""
     inputs = dict(inputs)
     chosen, logits = [], []

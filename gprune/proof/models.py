@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-import torch
 import transformers as tf
 
-from tests.hf.experimental import EXPERIMENTAL
-from tests.hf.images import (
+from gprune.proof.experimental import EXPERIMENTAL
+from gprune.proof.images import (
     BOS,
     BREAK,
     IMAGE,
@@ -27,7 +24,7 @@ from tests.hf.images import (
     square_frames,
     tile_prompt,
 )
-from tests.hf.specimens import (
+from gprune.proof.specimens import (
     MERGED,
     MROPE,
     PINPOINTS,
@@ -61,7 +58,6 @@ __all__ = [
     "Noise",
     "Specimen",
     "builder",
-    "mllama",
 ]
 
 
@@ -381,28 +377,3 @@ SPECIMENS = {
         ),
     )
 }
-
-
-def mllama(
-    dtype: torch.dtype = torch.float32, attention: str = "sdpa", **settings: Any
-) -> tf.MllamaForConditionalGeneration:
-    """Builds Mllama, which cross-attends to images of up to four tiles."""
-    return builder(
-        "MllamaForConditionalGeneration",
-        "MllamaConfig",
-        vision_config={
-            "hidden_size": 32,
-            "num_hidden_layers": 2,
-            "num_global_layers": 1,
-            "attention_heads": 4,
-            "intermediate_size": 64,
-            "vision_output_dim": 96,
-            "image_size": 8 * SIDE,
-            "patch_size": 8,
-            "max_num_tiles": 4,
-            "intermediate_layers_indices": [0, 1],
-            "supported_aspect_ratios": [[1, 1], [1, 2], [1, 3], [1, 4]],
-        },
-        text_config=TEXT | {"num_hidden_layers": 4, "cross_attention_layers": [1, 3], **settings},
-        image_token_index=IMAGE,
-    )(dtype, attention)

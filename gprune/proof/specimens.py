@@ -10,7 +10,7 @@ import torch
 import transformers as tf
 from torch import Tensor
 
-from tests.hf.images import (
+from gprune.proof.images import (
     BOS,
     IMAGE,
     PAD,
@@ -131,7 +131,7 @@ def llama_config() -> tf.LlamaConfig:
     return tf.LlamaConfig(**TEXT)
 
 
-def prepare_for_tests(model: Any, dtype: torch.dtype) -> Any:
+def prepare_weights(model: Any, dtype: torch.dtype) -> Any:
     model.generation_config.eos_token_id = None  # generate to the requested length
     model.generation_config.pad_token_id = PAD
     # Default weights are too small: nearly uniform attention would hide errors.
@@ -162,7 +162,7 @@ def builder(model: str, config: str, **settings: Any) -> Callable[..., Any]:
         if sliding_window is not None:
             made["text_config"].sliding_window = sliding_window
         tied = {"tie_word_embeddings": False}  # the output layer is edited, the input is not
-        return prepare_for_tests(
+        return prepare_weights(
             getattr(tf, model)(getattr(tf, config)(**made, **tied, attn_implementation=attention)),
             dtype,
         )

@@ -1,0 +1,1 @@
+"""Proves on this machine that pruning a model does what is claimed, and nothing else."""
