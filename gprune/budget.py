@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -21,7 +21,10 @@ MILLION = 1_000_000
 # one frame of a video.
 GROUP_KINDS = ("image", "thumbnail", "canvas", "tile", "frame")
 
-Budget: TypeAlias = float | int
+# The budget of methods that find the number of tokens themselves (`Pruner.adaptive`).
+ADAPTIVE = "adaptive"
+
+Budget: TypeAlias = float | int | Literal["adaptive"]
 # One budget for all groups, one for each kind of group, or a function that takes the groups of an
 # image or video (`gprune.tokens.VisualTokens`) and returns a budget (or `PartBudgets`) for each.
 Keep: TypeAlias = Budget | Mapping[str, Budget] | Callable[[Sequence[Any]], Any]
@@ -108,13 +111,15 @@ def parse_keep(text: str) -> float | int:
 
 
 def check_rule(keep: Keep) -> Keep:
-    """Returns ``keep`` in the form in which it is stored: a number, a dict, or a function.
+    """Returns ``keep`` in the form in which it is stored: a number, a dict, a function, "adaptive".
 
     Raises:
         TypeError, ValueError: see `check_keep`; or a mapping is empty or has an unknown kind.
     """
     if callable(keep):
         return keep
+    if isinstance(keep, str) and keep == ADAPTIVE:
+        return "adaptive"
     if not isinstance(keep, Mapping):
         return check_keep(keep)
     unknown = [kind for kind in keep if kind not in GROUP_KINDS]

@@ -18,12 +18,18 @@ SIGNALS = {
     "attention": ("attention", "the attention that tokens receive in the vision encoder"),
     "mean_attention": ("attention", "the mean attention that tokens receive in the vision encoder"),
     "object_attention": ("object_attention", "the attention in a middle layer of the encoder"),
+    "joint_cls_attention": (
+        "attention",
+        "the CLS token's attention in the vision encoder's last layer, as one softmax of all heads",
+    ),
     "keys": ("keys", "the keys of the vision encoder's attention"),
+    "last_keys": ("keys", "the keys of the vision encoder's last layer"),
+    "vision": ("vision", "the vision encoder's features before the projector"),
     "text": ("text", "embeddings of the question"),
 }
 
 # Fields with one row for each token, besides features and positions.
-PER_TOKEN_FIELDS = ("attention", "object_attention", "keys", "aligned")
+PER_TOKEN_FIELDS = ("attention", "object_attention", "keys", "vision", "aligned")
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,7 +45,8 @@ class VisualTokens:
         attention: attention that each token receives in the vision encoder, averaged over heads:
             from its CLS token, or the mean over all queries, [n].
         object_attention: mean attention that each token receives in a middle layer of it, [n].
-        keys: keys of the tokens in the encoder's attention, [n, c].
+        keys: keys of the tokens in the encoder's attention, [n, heads, c], or [n, c] of one head.
+        vision: features of the encoder's layer that the projector takes, [n, c].
         text: embeddings of the question, [m, e].
         aligned: the tokens in the embedding space of ``text``, [n, e]; ``features`` if None.
         protected: bool [n]; true for tokens that are always kept. A pruner does not rank them, and
@@ -62,6 +69,7 @@ class VisualTokens:
     kind: str = "image"
     object_attention: Tensor | None = None
     keys: Tensor | None = None
+    vision: Tensor | None = None
     aligned: Tensor | None = None
 
     def __post_init__(self) -> None:
@@ -77,7 +85,8 @@ class VisualTokens:
         check_shape("protected", self.protected, [n])
         if self.protected is not None and self.protected.dtype != torch.bool:
             raise ValueError(f"protected must be a bool tensor, got {self.protected.dtype}")
-        check_rows("keys", self.keys, n)
+        check_keys(self.keys, n)
+        check_rows("vision", self.vision, n)
         check_rows("aligned", self.aligned, n)
         self._check_text()
 
@@ -143,12 +152,39 @@ class VisualTokens:
             attention=pick(self.attention),
             object_attention=pick(self.object_attention),
             keys=pick(self.keys),
+            vision=pick(self.vision),
             aligned=pick(self.aligned),
         )
 
     def in_text_space(self) -> Tensor:
         """Returns the tokens in the embedding space of ``text``, [n, e]."""
         return self.features if self.aligned is None else self.aligned
+
+    def before_projector(self) -> Tensor:
+        """Returns ``vision`` if it is there, else ``features``."""
+        return self.features if self.vision is None else self.vision
+
+    def joint_keys(self) -> Tensor:
+        """Returns the keys of all heads side by side, [n, heads * c].
+
+        Raises:
+            ValueError: ``keys`` is missing.
+        """
+        return self._keys_by_head().flatten(1)
+
+    def mean_keys(self) -> Tensor:
+        """Returns the mean of the keys over heads, float32 [n, c].
+
+        Raises:
+            ValueError: ``keys`` is missing.
+        """
+        return self._keys_by_head().float().mean(1)
+
+    def _keys_by_head(self) -> Tensor:
+        """Returns the keys as [n, heads, c]."""
+        if self.keys is None:
+            raise ValueError("keys is missing; pass VisualTokens(..., keys=...)")
+        return self.keys if self.keys.ndim == 3 else self.keys[:, None]
 
     def coordinates(self) -> Tensor:
         """Returns the (row, column) of each token, [n, 2]: ``positions``, or those of the grid.
@@ -218,6 +254,21 @@ def check_rows(name: str, value: Tensor | None, n: int) -> None:
     check_tensor(name, value)
     if value.ndim != 2 or value.shape[0] != n or value.shape[1] < 1:
         raise ValueError(f"{name} must have shape [{n}, e], got shape {list(value.shape)}")
+
+
+def check_keys(keys: Tensor | None, n: int) -> None:
+    """Checks that keys, if given, have shape [n, c] or [n, heads, c], nothing empty.
+
+    Raises:
+        TypeError, ValueError: they do not.
+    """
+    if keys is None:
+        return
+    check_tensor("keys", keys)
+    if keys.ndim not in (2, 3) or keys.shape[0] != n or 0 in keys.shape:
+        raise ValueError(
+            f"keys must have shape [{n}, c] or [{n}, heads, c], got shape {list(keys.shape)}"
+        )
 
 
 def check_shape(name: str, value: Tensor | None, shape: list[int]) -> None:

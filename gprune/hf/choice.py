@@ -139,7 +139,9 @@ class TokenChooser:
         """
         self.model, self.pruner, self.family = model, pruner, family
         self._tower: Any = getattr(pruner, "text_tower", None)
-        signals = (*pruner.signals, "vision") if self._tower is not None else pruner.signals
+        signals = [*pruner.signals, *pruner.optional_signals]
+        if self._tower is not None and "vision" not in signals:
+            signals.append("vision")
         depth = getattr(pruner, "object_depth", 1.0)
         self.vision = VisionSignals(model, family, signals, depth)
         if self._tower is not None:
@@ -251,6 +253,7 @@ class TokenChooser:
                 image.features,
                 self.family.groups(self.model, modality, image.features, image.grid),
                 image.signals,
+                project=self.family.projector(self.model, modality),
             )
             for image in images
         ]
@@ -286,7 +289,7 @@ class TokenChooser:
             for own, row in zip(signals, rows, strict=True):
                 own["text"] = questions[row]
                 if self._tower is not None:
-                    own["aligned"] = self._tower.align(own.pop("vision"))
+                    own["aligned"] = self._tower.align(own["vision"])
         return signals
 
 

@@ -64,6 +64,16 @@ class AttentionInputs:
         mask = None if self.mask is None else self.mask[:, :, :1]
         return self.weights(self.query[:, :, :1], self.key, mask).mean(1).transpose(1, 2)
 
+    def joint_first_query(self) -> Tensor:
+        """Returns the first query's attention with all heads as one, float32 [b, n, 1].
+
+        That is softmax(q Kᵀ / √w), where q and K hold all heads side by side and w is their width.
+        """
+        query = self.query[:, :, :1].transpose(1, 2).flatten(2)  # [b, 1, heads * c]
+        key = self.key.transpose(1, 2).flatten(2)  # [b, n, heads * c]
+        logits = query.float() @ key.float().mT * key.shape[-1] ** -0.5
+        return torch.softmax(logits, -1).mT
+
     def mean_received(self) -> Tensor:
         """Returns the mean over heads and queries of the attention each token receives, [b, n, 1].
 

@@ -140,14 +140,14 @@ def hooked(model: PreTrainedModel, pruned: PrunedModel) -> Iterator[None]:
 
 @contextmanager
 def prune(
-    model: PreTrainedModel, pruner: Pruner, positions: str = "original"
+    model: PreTrainedModel, pruner: Pruner, positions: str | None = None
 ) -> Iterator[PrunedModel]:
     """Prunes ``model`` inside a ``with`` block; ``pruner(model)`` is the short form.
 
     Args:
         model: with its language-modelling head.
         pruner: the method.
-        positions: ``original`` or ``compact``, see `Pruner.__call__`.
+        positions: ``original``, ``compact`` or None, see `Pruner.__call__`.
 
     Raises:
         ValueError: ``positions`` is neither, or cannot be compact for a model with M-RoPE.
@@ -156,6 +156,9 @@ def prune(
         RuntimeError: the model is being pruned already.
     """
     require_tested("transformers")
+    if positions is None:
+        mrope = family_of(model).multimodal_positions
+        positions = "original" if mrope else pruner.default_positions
     if positions not in POSITIONS:
         raise ValueError(f"positions={positions!r} must be one of {', '.join(POSITIONS)}")
     pruned = pruned_model(model, pruner, positions)

@@ -17,20 +17,25 @@ import torch
 from torch import Tensor, nn
 
 from gprune.errors import UnsupportedModelError
-from gprune.hf.encoder_attention import FUSED, PROJECTED, attention_inputs
+from gprune.hf.encoder_attention import FUSED, PROJECTED, AttentionInputs, attention_inputs
 from gprune.hf.overrides import override_method
 from gprune.layouts import Family, Patches, has_cls
 
 # Signals that are recorded from the layer whose features the model takes.
 FEATURE_LAYER_SIGNALS = {"cls_attention", "attention", "mean_attention", "keys"}
 
+# Signals that are recorded from the last layer, whatever layer the model takes features from.
+LAST_LAYER_SIGNALS = {"joint_cls_attention", "last_keys"}
+
+# Signals that need a CLS token.
+CLS_SIGNALS = {"cls_attention", "joint_cls_attention"}
+
 
 class VisionSignals:
     """Hooks a model's vision encoder inside a ``with`` block and records what a method reads.
 
     Attributes:
-        names: the signals, keys of `gprune.tokens.SIGNALS`, and ``vision``: the features of the
-            layer that the model takes, before its projector.
+        names: the signals, keys of `gprune.tokens.SIGNALS`.
     """
 
     def __init__(
@@ -55,13 +60,14 @@ class VisionSignals:
         tower = family.tower(model)
         layers = attention_layers(tower, family.title)
         self._cls = has_cls(tower)
-        if "cls_attention" in self.names and not self._cls:
+        if CLS_SIGNALS & set(self.names) and not self._cls:
             raise UnsupportedModelError(
                 f"the vision encoder of {type(model).__name__} ({type(tower).__name__}) has no CLS "
                 "token, whose attention the method ranks by; use visionzip, vispruner or holov, "
                 "which rank by the attention received from all tokens there"
             )
         self._layer = layers[feature_layer(model.config, len(layers))]
+        self._last_layer = layers[-1]
         self._object_layer = layers[max(round(object_depth * len(layers)), 1) - 1]
         names_of = {id(module): name for name, module in tower.named_modules()}
         self._block = tower.get_submodule(names_of[id(self._layer)].rpartition(".")[0])
@@ -88,6 +94,9 @@ class VisionSignals:
         if FEATURE_LAYER_SIGNALS & set(self.names):
             hook = self._record_attention
             handles.append(self._layer.register_forward_pre_hook(hook, with_kwargs=True))
+        if LAST_LAYER_SIGNALS & set(self.names):
+            hook = self._record_last_layer
+            handles.append(self._last_layer.register_forward_pre_hook(hook, with_kwargs=True))
         if "object_attention" in self.names:
             hook = self._record_object_attention
             handles.append(self._object_layer.register_forward_pre_hook(hook, with_kwargs=True))
@@ -107,6 +116,7 @@ class VisionSignals:
             self._check_layer(call)
             records: dict[str, Tensor] = {}
             self._local.records = records  # thread-local: other threads may encode too
+            self._local.heads = 1
             try:
                 output = encode(*args, **kwargs)
             finally:
@@ -158,7 +168,13 @@ class VisionSignals:
         images = self.family.token_values(self.model, patches)
         assert [len(image) for image in images] == lengths  # of the same patches
         widths = [part.shape[-1] for part in records.values()]
-        return [dict(zip(records, torch.split(image, widths, -1), strict=True)) for image in images]
+        signals = [
+            dict(zip(records, torch.split(image, widths, -1), strict=True)) for image in images
+        ]
+        for own in signals:
+            if "keys" in own:
+                own["keys"] = own["keys"].unflatten(-1, (self._local.heads, -1))
+        return signals
 
     def _records(self) -> dict[str, Tensor] | None:
         """Returns the records of the encoding that this thread is running, or None."""
@@ -174,11 +190,30 @@ class VisionSignals:
             return
         inputs = attention_inputs(module, args, kwargs)
         if "keys" in self.names:
-            records["keys"] = inputs.key.transpose(1, 2).flatten(2).float()
+            self._record_keys(records, inputs)
         if "mean_attention" in self.names or ("attention" in self.names and not self._cls):
             records["attention"] = inputs.mean_received()
         elif "attention" in self.names or "cls_attention" in self.names:
             records["attention"] = inputs.first_query()
+
+    def _record_keys(self, records: dict[str, Tensor], inputs: AttentionInputs) -> None:
+        """Records keys, heads side by side, and the number of heads."""
+        self._local.heads = inputs.key.shape[1]
+        records["keys"] = inputs.key.transpose(1, 2).flatten(2).float()
+
+    @torch.no_grad()
+    def _record_last_layer(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> None:
+        """Records joint attention and keys of the last layer; a forward pre-hook."""
+        records = self._records()
+        if records is None:
+            return
+        inputs = attention_inputs(module, args, kwargs)
+        if "last_keys" in self.names:
+            self._record_keys(records, inputs)
+        if "joint_cls_attention" in self.names:
+            records["attention"] = inputs.joint_first_query()
 
     @torch.no_grad()
     def _record_object_attention(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -132,6 +132,13 @@ class Family:
             f"{self.title} turns patches into tokens in a way that gprune cannot map attention "
             "through yet; take a method that needs features alone, such as graph_cover"
         )
+
+    def projector(self, model: Any, modality: str) -> Callable[[Tensor], Tensor] | None:
+        """Returns the map from the encoder's features [k, c] to projected ones [k, d], row by row.
+
+        None if the model mixes patches before or in the projector.
+        """
+        return None
 
     def grids(
         self, model: Any, positions: Tensor, placeholder: Tensor, lengths: Sequence[int]

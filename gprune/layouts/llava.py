@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -25,8 +25,25 @@ from gprune.layouts.towers import (
 from gprune.tokens import Group
 
 
+def row_projector(model: Any) -> Callable[[Tensor], Tensor] | None:
+    """Returns the projector of a LLaVA model; None if it reads several layers of its encoder."""
+    if not isinstance(getattr(model.config, "vision_feature_layer", -1), int):
+        return None
+    projector = model.base_model.multi_modal_projector
+    weight = next(projector.parameters())
+
+    def project(vision: Tensor) -> Tensor:
+        projected: Tensor = projector(vision.to(weight.device, weight.dtype)[None])[0]
+        return projected
+
+    return project
+
+
 class Llava(SquareRaster):
     """LLaVA-1.5, and models of its class with a Pixtral tower, which have rasters of any shape."""
+
+    def projector(self, model: Any, modality: str) -> Callable[[Tensor], Tensor] | None:
+        return None if has_pixtral(model.config) else row_projector(model)
 
     def prefix_tokens(self, config: Any) -> int:
         return cls_tokens(config)
@@ -64,6 +81,10 @@ class LlavaNext(Family):
     Each canvas row ends with the `image_newline` token, which is in no group. G-Prune (arXiv
     2501.02268) also prunes thumbnail and canvas separately at the same ratio.
     """
+
+    def projector(self, model: Any, modality: str) -> Callable[[Tensor], Tensor] | None:
+        # Frames of video are pooled after the projector or before it, so they have none.
+        return row_projector(model) if modality == "image" else None
 
     def layout(
         self, tokens: int, rows: int, columns: int, device: torch.device | None = None

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor
 
-from gprune.budget import Budget, Keep, PartBudgets, budgets, check_rule, kept_count
+from gprune.budget import ADAPTIVE, Budget, Keep, PartBudgets, budgets, check_rule, kept_count
 from gprune.pruners.composition import reduce_parts, reduce_unprotected
 from gprune.pruners.ranking import highest
 from gprune.pruners.reduction import Reduction
@@ -36,10 +36,12 @@ class Pruner(ABC):
             to each group. ``keep=1.0`` keeps everything, ``keep=1`` one token per group. Or a
             budget for each kind of group, ``{"thumbnail": 1.0, "canvas": 0.25}``, or a function
             that takes the groups of an image (`VisualTokens`) and returns a budget for each;
-            `ThumbnailGuided` is such a function.
+            `ThumbnailGuided` is such a function. Or ``"adaptive"`` for methods that find the number
+            of tokens themselves (`adaptive`).
 
     Raises:
-        TypeError, ValueError: ``keep`` is out of range (see `gprune.kept_count`).
+        TypeError, ValueError: ``keep`` is out of range (see `gprune.kept_count`), or ``adaptive``
+            for a method that needs a number.
     """
 
     keep: Keep
@@ -59,13 +61,32 @@ class Pruner(ABC):
     # model only these are computed.
     signals: ClassVar[tuple[str, ...]] = ()
 
+    # Signals that the method reads where they are given, and that are computed inside a model.
+    optional_signals: ClassVar[tuple[str, ...]] = ()
+
+    # Whether tokens are merged before the projector, in the signal ``vision``, where a model's
+    # projector works row by row; elsewhere their projected features are merged.
+    merges_before_projector: ClassVar[bool] = False
+
+    # Whether the method can find the number of tokens itself: ``keep="adaptive"``.
+    adaptive: ClassVar[bool] = False
+
+    # How positions are numbered inside a model unless the caller says, see `__call__`.
+    default_positions: ClassVar[str] = "original"
+
     def __post_init__(self) -> None:
+        if self.keep == ADAPTIVE and not self.adaptive:
+            raise ValueError(
+                f"keep='adaptive' needs a method that finds the number of tokens itself, which "
+                f"{self.name} does not; pass a share such as keep=0.36 or a count"
+            )
         object.__setattr__(self, "keep", check_rule(self.keep))
 
     @classmethod
     def needs_features_only(cls) -> bool:
         """Whether the method chooses from the projected features of one group and nothing else."""
-        return cls.scope == "group" and not cls.signals and not cls.proportional
+        reads = cls.signals or cls.optional_signals
+        return cls.scope == "group" and not reads and not cls.proportional
 
     def select(self, tokens: VisualTokens) -> Tensor:
         """Returns the indices of the tokens to keep, int64 [k], ascending and unique.
@@ -133,16 +154,22 @@ class Pruner(ABC):
             return reduce_parts(self.reduce_within, tokens, budget)
         if tokens.protected is not None:
             return reduce_unprotected(self.reduce_within, tokens, budget)
-        return self.reduce_to(tokens, kept_count(len(tokens), budget))
+        n = len(tokens)
+        count = self.adaptive_count(tokens) if budget == ADAPTIVE else kept_count(n, budget)
+        return self.reduce_to(tokens, count)
+
+    def adaptive_count(self, tokens: VisualTokens) -> int:
+        """Returns how many tokens of a group to keep for ``keep="adaptive"``, 1 to n."""
+        raise NotImplementedError(f"{type(self).__name__} declares adaptive without adaptive_count")
 
     def reduce_to(self, tokens: VisualTokens, k: int) -> Reduction:
-        """Reduces one checked group without protected tokens to exactly ``k`` tokens."""
+        """Reduces one checked group without protected tokens to ``k`` tokens."""
         choice = self.choose(tokens, k)
         return choice if isinstance(choice, Reduction) else Reduction(choice)
 
     @abstractmethod
     def choose(self, tokens: VisualTokens, k: int) -> Tensor | Reduction:
-        """Chooses exactly ``k`` tokens of a group; what a method implements.
+        """Chooses ``k`` tokens of a group; what a method implements.
 
         Args:
             tokens: values have been checked; there are no protected tokens.
@@ -150,11 +177,12 @@ class Pruner(ABC):
 
         Returns:
             the kept indices, int64 [k], ascending; or, for a method that merges, a `Reduction` of
-            length k.
+            length k, appended rows included. A method returns fewer only where its documentation
+            says so.
         """
 
     def __call__(
-        self, model: PreTrainedModel, positions: str = "original"
+        self, model: PreTrainedModel, positions: str | None = None
     ) -> AbstractContextManager[PrunedModel]:
         """Prunes a transformers model inside a ``with`` block; leaving it restores the model.
 
@@ -162,6 +190,8 @@ class Pruner(ABC):
             model: with its language-modelling head.
             positions: ``original`` keeps the position ids of kept tokens and of the text after
                 them; ``compact`` renumbers them without gaps, as older code inside a model does.
+                None takes `default_positions` of the method, and ``original`` for a model with
+                M-RoPE, whose rows and columns cannot be renumbered.
 
         Examples:
             >>> with GPrune(keep=0.36)(model) as pruned:  # doctest: +SKIP

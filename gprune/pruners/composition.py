@@ -28,15 +28,16 @@ def reduce_unprotected(reduce: Reduce, tokens: VisualTokens, budget: Budget) -> 
     kept = stays.nonzero().squeeze(1)
     position = stays.long().cumsum(0) - 1  # of each kept token in `kept`
     chosen = position[candidates[found.kept]]
+    appended = spread_columns(found.appended, candidates, len(tokens))
     if found.weights is not None:
         weights = torch.eye(len(tokens), device=kept.device)[kept]
         weights[chosen[:, None], candidates] = found.weights
-        return Reduction(kept, weights=weights, appended=found.appended)
+        return Reduction(kept, weights=weights, appended=appended)
     if found.members is None:
-        return Reduction(kept, appended=found.appended)
+        return Reduction(kept, appended=appended)
     members = position.clone()
     members[candidates] = torch.where(found.members < 0, -1, chosen[found.members])
-    return Reduction(kept, members, appended=found.appended)
+    return Reduction(kept, members, appended=appended)
 
 
 def reduce_parts(reduce: Reduce, tokens: VisualTokens, budget: PartBudgets) -> Reduction:
@@ -48,7 +49,8 @@ def reduce_parts(reduce: Reduce, tokens: VisualTokens, budget: PartBudgets) -> R
     kept = torch.cat([rows[found.kept] for rows, found in parts]).sort().values
     position = torch.full((len(tokens),), -1, device=kept.device)
     position[kept] = torch.arange(len(kept), device=kept.device)
-    appended_rows = [found.appended for _, found in parts if found.appended is not None]
+    spreads = [spread_columns(found.appended, rows, len(tokens)) for rows, found in parts]
+    appended_rows = [spread for spread in spreads if spread is not None]
     appended = torch.cat(appended_rows) if appended_rows else None
     if any(found.weights is not None for _, found in parts):
         weights = torch.eye(len(tokens), device=kept.device)[kept]
@@ -64,6 +66,19 @@ def reduce_parts(reduce: Reduce, tokens: VisualTokens, budget: PartBudgets) -> R
             target = position[rows[found.kept]][found.members]
             members[rows] = torch.where(found.members < 0, -1, target)
     return Reduction(kept, members, appended=appended)
+
+
+def spread_columns(weights: Tensor | None, rows: Tensor, n: int) -> Tensor | None:
+    """Returns weights over the tokens at ``rows`` as weights over all n tokens, [a, n].
+
+    Args:
+        weights: [a, m], or None.
+        rows: int64 [m].
+        n: number of tokens.
+    """
+    if weights is None:
+        return None
+    return weights.new_zeros(len(weights), n).index_copy(1, rows, weights)
 
 
 def reduce_part(

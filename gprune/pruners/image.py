@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -22,11 +22,14 @@ class GroupedImage:
         groups: disjoint rows that are pruned together; rows in no group are always kept.
         signals: what the method reads besides features, by field of `VisualTokens`: tensors with
             one row per token, except ``text``, which all tokens share.
+        project: maps rows of the signal ``vision`` to rows of ``features``, [k, c] to [k, d]; None
+            if the model has no projector that works row by row.
     """
 
     features: Tensor
     groups: Sequence[Group]
     signals: Mapping[str, Tensor] = field(default_factory=dict)
+    project: Callable[[Tensor], Tensor] | None = None
 
     def tokens(self, group: Group) -> VisualTokens:
         """Returns a group as a pruner receives it."""
@@ -65,28 +68,30 @@ def reduce_images(pruner: Pruner, images: Sequence[GroupedImage]) -> list[Reduce
     tokens = [[image.tokens(group) for group in image.groups] for image in images]
     reduced = pruner.reduce_images(tokens)
     return [
-        assemble(image.features, image.groups, reductions, pruner.proportional)
+        assemble(image, reductions, pruner.proportional, pruner.merges_before_projector)
         for image, reductions in zip(images, reduced, strict=True)
     ]
 
 
 def assemble(
-    features: Tensor,
-    groups: Sequence[Group],
+    image: GroupedImage,
     reductions: Sequence[Reduction],
     proportional: bool = False,
+    before_projector: bool = False,
 ) -> ReducedImage:
     """Joins the reductions of an image's groups.
 
     Args:
-        features: of the image, [n, d].
-        groups: of the image, on the device of ``features``.
+        image: its groups are on the device of its features.
         reductions: one for each group.
         proportional: whether to count members.
+        before_projector: whether to merge the rows of the signal ``vision`` and then project them,
+            if the image has both; else projected features are merged.
 
     Raises:
         ValueError: members cannot be counted, see `Reduction.member_counts`.
     """
+    features, groups = image.features, image.groups
     stays = torch.ones(len(features), dtype=torch.bool, device=features.device)
     merged, count = features, len(features)
     member_counts = features.new_ones(len(features), dtype=torch.float32) if proportional else None
@@ -97,7 +102,8 @@ def assemble(
         stays[group.rows] = False
         stays[rows] = True
         if reduction.merges:
-            merged = merged.index_copy(0, rows, reduction.features(features[group.rows]))
+            new = merged_features(image, group, reduction, before_projector)
+            merged = merged.index_copy(0, rows, new)
         if member_counts is not None:
             member_counts[rows] = reduction.member_counts()
         kept.append(indices)
@@ -107,6 +113,39 @@ def assemble(
     rows = order[:count]
     merges = any(reduction.merges for reduction in reductions)
     return ReducedImage(rows, merged[rows], kept, merges, member_counts)
+
+
+def merged_features(
+    image: GroupedImage, group: Group, reduction: Reduction, before_projector: bool
+) -> Tensor:
+    """Returns a group's features after merging, [k, d]; arguments as `assemble`."""
+    own = image.features[group.rows]
+    vision = image.signals.get("vision")
+    if not before_projector or vision is None or image.project is None:
+        return reduction.features(own)
+    return project_merged(reduction, own, vision[group.rows], image.project)
+
+
+def project_merged(
+    reduction: Reduction,
+    features: Tensor,
+    vision: Tensor,
+    project: Callable[[Tensor], Tensor],
+) -> Tensor:
+    """Merges features before the projector; rows of a single token keep their projected feature.
+
+    Args:
+        reduction: of the group.
+        features: projected features of the group, [n, d].
+        vision: features before the projector, [n, c].
+        project: see `GroupedImage`.
+
+    Returns:
+        the features at ``reduction.positions(n)``, [k, d].
+    """
+    rows = project(reduction.features(vision)).to(features)
+    changed = reduction.changed(len(features))
+    return torch.where(changed[:, None], rows, features[reduction.positions(len(features))])
 
 
 def rows_of(name: str, values: Tensor, rows: Tensor) -> Tensor:

@@ -57,10 +57,9 @@ class PruMerge(Pruner):
 
     def choose(self, tokens: VisualTokens, k: int) -> Reduction:
         assert tokens.attention is not None  # by `signals`
-        assert tokens.keys is not None
         attention = tokens.attention.float()
         kept = self.centres(attention, k)
-        near = CosineRows(tokens.keys)[kept]  # [k, n]
+        near = CosineRows(tokens.joint_keys())[kept]  # [k, n]
         near[:, kept] = -2  # kept tokens are no neighbours of each other
         near.scatter_(1, kept[:, None], 2)  # each is its own nearest
         count = 1 + min(self.neighbours, len(tokens) - k)

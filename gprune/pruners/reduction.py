@@ -23,10 +23,11 @@ class Reduction:
         members: for each token the position in ``kept`` of the token it is averaged into, or -1 if
             it is dropped, int64 [n]. A kept token's new feature is the mean of its members.
             None if the method does not merge by averaging.
-        weights: the share that each token has in each kept one, float [k, n], rows sum to 1. None
-            if the method does not merge by weights.
-        appended: features of additional tokens, each computed from several, [a, d]. They take the
-            positions of the last a dropped tokens. None if there are none.
+        weights: the weight of each token in each kept one, float [k, n]: a kept token's new feature
+            is the weighted sum. None if the method does not merge by weights.
+        appended: the weight of each token in each of a additional rows that are no token's own,
+            float [a, n]. They take the positions of the last a dropped tokens. None if there are
+            none.
 
     Raises:
         ValueError: both ``members`` and ``weights`` are given.
@@ -68,7 +69,33 @@ class Reduction:
         if self.appended is None:
             return rows
         order = self._unsorted_positions(len(features)).argsort()
-        return torch.cat([rows, self.appended.to(rows)])[order]
+        return torch.cat([rows, self.appended_features(features)])[order]
+
+    def appended_features(self, features: Tensor) -> Tensor:
+        """Returns the appended rows of ``features`` [n, d], [a, d], in their own order."""
+        if self.appended is None:
+            return features[:0]
+        return weighted_sum(self.appended, features)
+
+    def changed(self, n: int) -> Tensor:
+        """Returns which rows at `positions` are no single token's own, bool [k + a].
+
+        Args:
+            n: number of tokens of the group.
+        """
+        if self.weights is not None:
+            own = torch.zeros_like(self.weights).scatter_(1, self.kept[:, None], 1)
+            rows = (self.weights != own).any(1)
+        elif self.members is not None:
+            counts = torch.zeros_like(self.kept)
+            members = self.members
+            rows = counts.index_add(0, members.clamp(min=0), (members >= 0).long()) > 1
+        else:
+            rows = torch.zeros_like(self.kept, dtype=torch.bool)
+        if self.appended is None:
+            return rows
+        every = torch.cat([rows, rows.new_ones(len(self.appended))])
+        return every[self._unsorted_positions(n).argsort()]
 
     def member_counts(self) -> Tensor:
         """Returns how many tokens are averaged into each kept one, itself included, float32 [k].
@@ -99,10 +126,15 @@ class Reduction:
 
     def _kept_features(self, features: Tensor) -> Tensor:
         if self.weights is not None:
-            return (self.weights.float() @ features.float()).to(features.dtype)
+            return weighted_sum(self.weights, features)
         if self.members is not None:
             return mean_features(features, self.members, len(self.kept))
         return features[self.kept]
+
+
+def weighted_sum(weights: Tensor, features: Tensor) -> Tensor:
+    """Returns ``weights`` [k, n] times ``features`` [n, d], summed in float32, in their dtype."""
+    return (weights.float() @ features.float()).to(features.dtype)
 
 
 def members_of(kept: Tensor, target: Tensor) -> Tensor:

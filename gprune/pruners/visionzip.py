@@ -52,7 +52,6 @@ class VisionZip(Pruner):
 
     def choose(self, tokens: VisualTokens, k: int) -> Reduction:
         assert tokens.attention is not None  # by `signals`
-        assert tokens.keys is not None
         n = len(tokens)
         targets = int(k * self.contextual)
         dominant = highest(tokens.attention.float(), k - targets)
@@ -62,5 +61,5 @@ class VisionZip(Pruner):
         step = len(rest) // targets
         target = rest[: step * targets : step]
         kept = torch.cat([dominant, target]).sort().values
-        nearest = CosineRows(tokens.keys)[target].argmax(0)  # ties to the first
+        nearest = CosineRows(tokens.joint_keys())[target].argmax(0)  # ties to the first
         return Reduction(kept, members_of(kept, target[nearest]))

@@ -139,7 +139,7 @@ def reduce_image_finite_first(
         reduce_finite_first(pruner, image.tokens(group), finite[group.rows], k)
         for group, k in zip(image.groups, counts, strict=True)
     ]
-    return assemble(image.features, image.groups, reductions)
+    return assemble(image, reductions)
 
 
 def reduce_finite_first(pruner: Pruner, tokens: VisualTokens, finite: Tensor, k: int) -> Reduction:

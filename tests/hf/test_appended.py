@@ -10,10 +10,10 @@ import torch
 
 from gprune import Pruner, kept_count
 from gprune.layouts import family_of
+from gprune.proof.batches import GREEDY, STEPS, forward, make_batch, masked_greedy
+from gprune.proof.models import IMAGE, SPECIMENS
 from gprune.pruners.ranking import unchosen
 from gprune.pruners.reduction import Reduction
-from tests.hf.batches import GREEDY, STEPS, forward, make_batch, masked_greedy
-from tests.hf.models import IMAGE, SPECIMENS
 
 
 @dataclass(frozen=True)
@@ -24,8 +24,9 @@ class MeanOfTheRest(Pruner):
 
     def choose(self, tokens, k):
         kept = torch.arange(k - 1, device=tokens.features.device)
-        rest = tokens.features[unchosen(kept, len(tokens))]
-        return Reduction(kept, appended=rest.mean(0, keepdim=True))
+        mean = tokens.features.new_zeros(1, len(tokens), dtype=torch.float32)
+        mean[0, unchosen(kept, len(tokens))] = 1 / (len(tokens) - len(kept))
+        return Reduction(kept, appended=mean)
 
 
 @pytest.mark.parametrize("images", [[1], [2, 0, 1]])

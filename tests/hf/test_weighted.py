@@ -13,12 +13,12 @@ from gprune import GraphCover, WeightedCover, WeightedGPrune
 from gprune.errors import UnsupportedModelError
 from gprune.hf.weighted import biased_mask, causal_mask, require_interpreted
 from gprune.layouts import families_with
-from gprune.pruners.image import assemble
+from gprune.proof.batches import GREEDY, STEPS, make_batch, merged_outputs
+from gprune.proof.models import IMAGE, SPECIMENS
+from gprune.pruners.image import GroupedImage, assemble
 from gprune.pruners.reduction import Reduction
 from gprune.serving.settings import served_methods
 from gprune.tokens import Group
-from tests.hf.batches import GREEDY, STEPS, make_batch, merged_outputs
-from tests.hf.models import IMAGE, SPECIMENS
 
 LAYOUTS = [[1], [2, 0, 1]]
 
@@ -223,7 +223,7 @@ def test_member_counts_with_bfloat16_features():
     group = Group(torch.arange(301), None, "image")
     all_in_first = Reduction(torch.tensor([0]), torch.zeros(301, dtype=torch.long))
     features = torch.ones(301, 4, dtype=torch.bfloat16)
-    reduced = assemble(features, [group], [all_in_first], proportional=True)
+    reduced = assemble(GroupedImage(features, [group]), [all_in_first], proportional=True)
     assert reduced.member_counts.tolist() == [301] + [1] * 300
 
 

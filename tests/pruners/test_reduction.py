@@ -34,7 +34,8 @@ class FirstAndRest(Pruner):
         if k == len(tokens):
             return torch.arange(k)
         kept = torch.arange(k - 1)
-        appended = tokens.features[k - 1 :].sum(0, keepdim=True)
+        appended = torch.ones(1, len(tokens))
+        appended[:, : k - 1] = 0
         if self.how == "members" and k > 1:
             members = torch.full((len(tokens),), -1)
             members[: k - 1] = kept
@@ -89,7 +90,9 @@ def test_weights_give_weighted_sums(dtype):
 
 
 def test_appended_rows_take_the_positions_of_the_last_dropped_tokens():
-    found = Reduction(torch.tensor([0, 4]), appended=torch.tensor([[-1.0], [-2]]))
+    appended = torch.zeros(2, 6)
+    appended[0, 1], appended[1, 5] = -1, -0.4
+    found = Reduction(torch.tensor([0, 4]), appended=appended)
     x = torch.arange(6.0)[:, None]
     # Dropped are 1, 2, 3 and 5; the appended rows stand at 3 and 5.
     assert len(found) == 4
@@ -103,19 +106,20 @@ def test_appended_rows_take_the_positions_of_the_last_dropped_tokens():
 
 def test_appended_rows_beside_merged_ones():
     members = torch.tensor([0, -1, 0, -1])
-    found = Reduction(torch.tensor([2]), members, appended=torch.tensor([[9.0]]))
+    appended = torch.tensor([[0, 0.5, 0, 1]])
+    found = Reduction(torch.tensor([2]), members, appended=appended)
     x = torch.tensor([[1.0], [2], [5], [8]])
     assert found.positions(4).tolist() == [2, 3]
     assert found.features(x).squeeze(1).tolist() == [3, 9]
     weighted = Reduction(
-        torch.tensor([2]), weights=torch.tensor([[0.5, 0, 0.5, 0]]), appended=torch.tensor([[9.0]])
+        torch.tensor([2]), weights=torch.tensor([[0.5, 0, 0.5, 0]]), appended=appended
     )
     assert torch.equal(weighted.features(x), found.features(x))
 
 
 @pytest.mark.parametrize("use", [lambda found: found.positions(3), lambda found: found.features(X)])
 def test_too_many_appended_rows(use):
-    found = Reduction(torch.tensor([0, 1]), appended=torch.zeros(2, 1))
+    found = Reduction(torch.tensor([0, 1]), appended=torch.zeros(2, 3))
     with pytest.raises(
         ValueError, match=r"appended has 2 rows, but only 1 of 3 tokens are dropped"
     ):
@@ -133,15 +137,16 @@ def test_positions_and_features_agree(n, k, rows, seed):
     rows = min(rows, n)
     k = min(k, n - rows)
     kept = torch.randperm(n, generator=generator)[:k].sort().values
-    appended = -torch.arange(1.0, rows + 1)[:, None]
+    appended = torch.zeros(rows, n)
+    appended[:, 0] = -torch.arange(1.0, rows + 1)
     found = Reduction(kept, appended=appended)
     positions = found.positions(n).tolist()
     assert positions == sorted(set(positions))
     assert len(positions) == len(found) == k + rows
-    features = found.features(torch.arange(float(n))[:, None]).squeeze(1)
+    features = found.features(torch.arange(1.0, n + 1)[:, None]).squeeze(1)
     values = dict(zip(positions, features.tolist(), strict=True))
     dropped = [i for i in range(n) if i not in kept.tolist()]
-    assert {i: values.pop(i) for i in kept.tolist()} == {i: float(i) for i in kept.tolist()}
+    assert {i: values.pop(i) for i in kept.tolist()} == {i: i + 1.0 for i in kept.tolist()}
     assert values == {i: -1.0 - j for j, i in enumerate(dropped[-rows:])}
 
 
