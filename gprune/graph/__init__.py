@@ -4,7 +4,8 @@
 * `gprune.graph.cosine`: similarity of all pairs, `gprune.graph.rows`: of chosen tokens;
 * `gprune.graph.products`, `gprune.graph.norms`: what makes both fast and reproducible;
 * `gprune.graph.tiled`: the same graph where edges can be, screened in bfloat16 on a CPU;
-* `gprune.graph.triton`: the same graph in Triton kernels on a GPU.
+* `gprune.graph.triton`: the same graph in Triton kernels on a GPU;
+* `gprune.graph.half`: which of its weights float16 can hold.
 
 Features of any dtype are compared in float32. Sums over tokens are in float64, so that the order of
 summation, which differs between thread counts and devices, changes a score by far less than float32

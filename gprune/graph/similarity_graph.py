@@ -21,6 +21,7 @@ from torch import Tensor
 
 from gprune.graph.copies import COPY_SIMILARITY, confirm_copies
 from gprune.graph.cosine import similarity_matrix
+from gprune.graph.half import vanishing_weights
 from gprune.graph.parameters import check_iterations, check_temperature, check_threshold
 from gprune.graph.products import row_blocks
 from gprune.graph.rows import UnitRows
@@ -87,6 +88,17 @@ class SimilarityGraph:
         """Returns the sum of each token's weights, float64 [..., n]; 1 where there is no edge."""
         sums = self.weights.sum(-1, dtype=torch.float64)
         return torch.where(self.degree > 0, sums, 1.0)
+
+    def float16_degree(self) -> Tensor:
+        """Counts the weights of each row that are above 0 in float16, int64 [..., n].
+
+        That is, of `transition`, self-loops included; see `gprune.graph.half`.
+        """
+        vanishing = vanishing_weights(self.row_sums()).unsqueeze(-1)
+        degree = torch.empty_like(self.degree)
+        for rows in row_blocks(self.degree.shape[-1]):
+            degree[..., rows] = (self.weights[..., rows, :] > vanishing[..., rows, :]).sum(-1)
+        return degree
 
     def transition(self) -> Tensor:
         """Returns the row-stochastic A, float32 [..., n, n]; rows without edges are 0."""

@@ -23,6 +23,7 @@ from gprune.graph.edge_list import (
     sparse_positions,
     tile_edges,
 )
+from gprune.graph.half import vanishing_weights
 from gprune.graph.parameters import check_iterations, check_temperature, check_threshold
 from gprune.graph.rows import UnitRows
 from gprune.graph.similarity_graph import edge_weights
@@ -123,6 +124,20 @@ class TiledGraph:
                 current.index_add_(0, tile.columns, share[tile.rows] @ weights)
                 current.index_add_(0, tile.rows, weights @ share[tile.columns])
         return current * (self.degree > 0)
+
+    def float16_degree(self) -> Tensor:
+        """Counts the weights of each row that are above 0 in float16, see `SimilarityGraph`."""
+        vanishing = vanishing_weights(self.row_sums)
+        degree = ((vanishing < 1) & (self.degree > 0)).long()  # the self-loops, of weight 1
+        listed = self.listed
+        for end in (listed.rows, listed.columns):
+            degree.index_add_(0, end, (listed.weights > vanishing[end]).long())
+        for tile in self.tiles:
+            weights = self.tile_weights(tile)
+            in_rows = weights > vanishing[tile.rows].unsqueeze(1)
+            degree.index_add_(0, tile.rows, in_rows.sum(1))
+            degree.index_add_(0, tile.columns, (weights > vanishing[tile.columns]).sum(0))
+        return degree
 
     def tile_weights(self, tile: WeightTile) -> Tensor:
         """Returns the stored weights of a tile, or computes them, [r, c]."""

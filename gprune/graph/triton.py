@@ -10,7 +10,8 @@ float32. Here the product of a tile stays in registers until its weights are kno
   exact); cosines, edges and weights; and for each token of the two blocks the number and the sum of
   its edges. The weights of a tile are written once, and only if it has an edge;
 * `step_kernel`: one step of propagation over the tiles that have edges, which serve both halves of
-  the matrix.
+  the matrix;
+* `count_kernel`: number of weights of each row that float16 can hold, from the same tiles.
 
 Results are deterministic: partial counts and sums are stored in separate slots, not added by
 atomics. Sums over tokens are in float64. Weights are stored in float32: half precision would need
@@ -30,8 +31,9 @@ from torch import Tensor
 
 from gprune.device import to_device
 from gprune.graph.copies import COPY_SIMILARITY, confirm_copies
+from gprune.graph.half import vanishing_weights
 from gprune.graph.parameters import check_iterations, check_temperature, check_threshold
-from gprune.graph.triton_kernels import prepare_kernel, step_kernel, tiles_kernel
+from gprune.graph.triton_kernels import count_kernel, prepare_kernel, step_kernel, tiles_kernel
 
 # Tokens of a block, and channels that a program multiplies at a time.
 BLOCK, CHANNELS = 64, 64
@@ -180,6 +182,19 @@ class KernelGraph:
             )
             current = following
         return current
+
+    def float16_degree(self) -> Tensor:
+        """Counts the weights of each row that are above 0 in float16, see `SimilarityGraph`.
+
+        Returns:
+            int64 [N].
+        """
+        vanishing = vanishing_weights(self.row_sums)
+        counted = torch.zeros_like(self.degree)
+        count_kernel[(-(-max(self.counts) // BLOCK), len(self.counts))](
+            *(vanishing, *self.layout, self.weights, self.has_edges, counted, BLOCK)
+        )
+        return counted + ((vanishing < 1) & (self.degree > 0))  # the self-loops, of weight 1
 
 
 class _Tiles(NamedTuple):

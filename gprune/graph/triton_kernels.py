@@ -203,3 +203,37 @@ def step_kernel(
                 if other >= block:
                     result += tl.sum(weight * share[:, None], 0)
         tl.store(out + start + own, result, own_valid)
+
+
+@triton.jit
+def count_kernel(
+    vanishing,
+    starts,
+    counts,
+    offsets,
+    weights,
+    has_edges,
+    out,
+    BLOCK: tl.constexpr,
+):
+    """Counts the weights of each row, its self-loop excepted, that exceed ``vanishing``."""
+    group, block = tl.program_id(1), tl.program_id(0)
+    count = tl.load(counts + group)
+    if block * BLOCK < count:
+        start, offset = tl.load(starts + group), tl.load(offsets + group)
+        inner = tl.arange(0, BLOCK)[:, None] * BLOCK + tl.arange(0, BLOCK)[None, :]
+        own = block * BLOCK + tl.arange(0, BLOCK)
+        own_valid = own < count
+        least = tl.load(vanishing + start + own, own_valid, 1.0)
+        result = tl.zeros([BLOCK], tl.int64)
+        for other in range((count + BLOCK - 1) // BLOCK):
+            high, low = tl.maximum(block, other), tl.minimum(block, other)
+            tile = high * (high + 1) // 2 + low
+            if tl.load(has_edges + offset // (BLOCK * BLOCK) + tile) > 0:
+                weight = tl.load(weights + offset + tile.to(tl.int64) * (BLOCK * BLOCK) + inner)
+                # A tile has its tokens' weights in rows, and those of later tokens in columns.
+                if other <= block:
+                    result += tl.sum((weight > least[:, None]).to(tl.int64), 1)
+                if other >= block:
+                    result += tl.sum((weight > least[None, :]).to(tl.int64), 0)
+        tl.store(out + start + own, result, own_valid)

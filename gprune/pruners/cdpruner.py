@@ -30,17 +30,27 @@ class CDPruner(Pruner):
     Zhang, Liu, Li, Lu, Zhang, Pan, She, Zhang: "Beyond Attention or Similarity: Maximizing
     Conditional Diversity for Token Pruning in MLLMs", NeurIPS 2025, arXiv 2506.10967.
 
-        kernel = diag(r) · S · diag(r),   S the cosine similarity of features,
-        r = (relevance − min + ε) / (max − min + ε)
+        kernel = diag(r) · S · diag(r),   S the cosine similarity of projected features,
+        r = (relevance − min + ε) / (max − min + ε),   ε = 10⁻⁶
 
     Greedy MAP inference adds, k times, the token that raises the determinant of the set's kernel
     most (Chen, Zhang, Zhou: "Fast Greedy MAP Inference for Determinantal Point Process", NeurIPS
     2018).
 
-    Relevance is the mean cosine of a token with the question's embeddings: those of the language
-    model itself. With a CLIP text tower, as in the paper for LLaVA, tokens are compared in CLIP's
-    space; there relevance is the negative cosine, as in the released code, because CLIP's patches
-    are less similar to a text the more they show of it.
+    With a CLIP text tower this is the released code (Theia-4869/CDPruner, commit 9541616,
+    Apache-2.0), as described by its observed behaviour: relevance is **minus** the mean cosine of a
+    patch with the embedding of each question text in CLIP's joint space, because CLIP's patches are
+    less similar to a text the more they show of it. The paper's exponent that weighs relevance
+    against diversity is not used there, and not here. Without a tower relevance is the mean cosine
+    of a token's features with the language model's embeddings of the question, which is this
+    project's form for models that have no CLIP.
+
+    Differs on purpose: the released code has max − min without ε under the fraction, which scales
+    the whole kernel and changes no choice. Its inference is in float32 without a floor, so that
+    beyond the rank of S, which is at most the width of the features, rounding chooses. Here it is
+    in float64, and a token of which less than 10⁻⁶ is left adds nothing; beyond the rank the lowest
+    indices follow. If all tokens are equally relevant, r is 1, where the released code divides by
+    0.
 
     Attributes:
         keep: retention ratio in (0, 1], or a count >= 1 (see `Pruner`).

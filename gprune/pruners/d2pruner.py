@@ -24,6 +24,10 @@ class D2Pruner(Pruner):
     Zhang, Yu, Wu, Wen, Yan, Ding, Qi, Zhang: "D²Pruner: Debiased Importance and Structural
     Diversity for MLLM Token Pruning", AAAI 2026, arXiv 2512.19443.
 
+    No released code could be found (November 2026; the paper names EvelynZhang-epiclab/D2Pruner,
+    which could not be had): this class follows the paper alone, and nothing shows that it selects
+    what its authors' program does.
+
     Pivots, a share of the budget, are the tokens of the highest importance. The others form a graph
     with an edge between two that are adjacent in the raster or whose cosine similarity reaches
     ``threshold``. The most important free token is kept and its neighbours are no longer free,

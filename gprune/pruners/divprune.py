@@ -21,10 +21,18 @@ class DivPrune(Pruner):
     """Tokens that are far from each other in cosine distance (max-min diversity).
 
     Alvar, Singh, Akbari, Zhang: "DivPrune: Diversity-based Visual Token Pruning for Large
-    Multimodal Models", CVPR 2025, arXiv 2503.02175 (algorithm 1). Reads features only.
+    Multimodal Models", CVPR 2025, arXiv 2503.02175 (algorithm 1). Follows the released code
+    (vbdi/divprune, commit 799e2d9, CC BY-NC 4.0), as described by its observed behaviour. Reads
+    projected features only.
 
-    The first token is the one whose nearest neighbour is farthest; the others follow greedily, see
-    `farthest_first`. A token of zero norm has distance 1 to every other.
+    Distance is 1 − cosine. The first token is the one whose nearest neighbour is farthest; each
+    next one is the token that is farthest from its nearest chosen one, see `farthest_first`.
+
+    Mended: the released code does not exclude chosen tokens, whose distance is about 0, so that it
+    can choose a token again where only copies of chosen ones are left; here no token is chosen
+    twice. It divides by norms without a floor, so that a token of zero norm has no distance; here
+    it has distance 1 to every other. Of n tokens it keeps round(share · n); here a share is rounded
+    down, as for every method.
 
     Attributes:
         keep: retention ratio in (0, 1], or a count >= 1 (see `Pruner`).

@@ -26,6 +26,9 @@ class ToDRE(Pruner):
     language model, is not implemented, nor is the max-sum form that replaces k-centre in the
     paper's second version.
 
+    No released code could be found (November 2026): this class follows the paper alone, and nothing
+    shows that it selects what its authors' program does.
+
     Distance is 1 - cosine. The first centre is the token with the largest total distance to all
     others; each next one is the token farthest from its nearest centre (`farthest_first`), so no
     token ends up farther from a centre, in the metric sqrt(2 - 2 cos), than twice the least radius

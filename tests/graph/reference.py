@@ -5,8 +5,17 @@ from __future__ import annotations
 import numpy as np
 
 
-def scores(features: np.ndarray, threshold: float, temperature: float, steps: int) -> np.ndarray:
-    """Returns propagated information over degree, [n]; features [n, d] of non-zero norm."""
+def scores(
+    features: np.ndarray,
+    threshold: float,
+    temperature: float,
+    steps: int,
+    degree: type[np.floating] = np.float64,
+) -> np.ndarray:
+    """Returns propagated information over degree, [n]; features [n, d] of non-zero norm.
+
+    The degree counts the weights that are above 0 in the dtype ``degree``.
+    """
     x = features.astype(np.float64)
     norms = np.sqrt((x**2).sum(1))
     unit = x / norms[:, None]
@@ -18,7 +27,8 @@ def scores(features: np.ndarray, threshold: float, temperature: float, steps: in
     transition = np.exp(logits)
     transition /= transition.sum(1, keepdims=True)
     information = norms @ np.linalg.matrix_power(transition, steps)
-    return information / edges.sum(1)
+    counted = edges if degree is np.float64 else transition.astype(degree) > 0
+    return information / counted.sum(1)
 
 
 def margin(features: np.ndarray, threshold: float) -> float:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
-
 import pytest
 import torch
 
@@ -16,7 +14,6 @@ from gprune.graph import (
     mean_similarity,
     token_norms,
 )
-from gprune.graph.products import product
 from tests.graph.features import clustered, features
 
 
@@ -87,31 +84,18 @@ def test_every_dtype_is_compared_in_float32_with_float64_norms(dtype):
     assert torch.allclose(norms, x.double().square().sum(1).sqrt(), rtol=1e-14)
 
 
-def test_the_callers_matmul_precision_is_ignored_and_restored(monkeypatch):
+@pytest.mark.parametrize("callers", ["high", "medium"])
+def test_the_callers_matmul_precision_is_ignored_and_restored(callers):
+    """See `tests.graph.test_products` for the settings of each version of torch."""
     x = features(64, 96)
     expected = cosine_similarity(x)
-    matmul = torch.backends.mkldnn.matmul
-    mm, used = torch.mm, []
-
-    def watched(*args, **options):
-        used.append(matmul.fp32_precision)
-        return mm(*args, **options)
-
-    monkeypatch.setattr(torch, "mm", watched)
-    before, matmul.fp32_precision = matmul.fp32_precision, "bf16"
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(callers)
     try:
         assert torch.equal(cosine_similarity(x), expected)
-        assert used == ["ieee"]  # also on a CPU without bfloat16 units, where results are equal
-        assert matmul.fp32_precision == "bf16"
+        assert torch.get_float32_matmul_precision() == callers
     finally:
-        matmul.fp32_precision = before
-
-
-def test_product_allocates_its_output_in_the_right_shape():
-    left, right = features(7, 5), features(9, 5, seed=1)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")  # torch warns if it resizes `out=`
-        assert torch.equal(product(left, right.mT), left @ right.mT)
+        torch.set_float32_matmul_precision(before)
 
 
 @pytest.mark.parametrize("n", [64, 100, 729])

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from gprune import GPrune, VisualTokens, kept_count
 from tests.graph import reference
+from tests.graph.test_half import overlapping
 
 KINDS = ("random", "clustered", "duplicated", "all_similar", "all_isolated")
 
@@ -162,6 +163,7 @@ def test_released_and_paper_presets():
         ({"temperature": -1}, "temperature=-1 must be"),
         ({"iterations": -1}, "iterations=-1 must be"),
         ({"iterations": 2.5}, "iterations=2.5 must be"),
+        ({"degree": "bfloat16"}, "degree='bfloat16' must be one of float32, float16; in bfloat16"),
     ],
 )
 def test_bad_parameters_at_construction(options, message):
@@ -179,6 +181,40 @@ def test_protected_tokens_are_kept_and_are_not_nodes():
     assert kept.tolist() == sorted(expected)
     every = VisualTokens(x, protected=torch.ones(60, dtype=torch.bool))
     assert GPrune(0.1).select(every).tolist() == list(range(60))
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_degrees_in_float16_select_what_the_reference_selects(seed):
+    """Exactly, or at a near tie."""
+    x = overlapping(300, 48, seed)
+    scores = reference.scores(x.numpy(), 0.5, 0.03, 5, np.float16)
+    for keep in (0.1, 0.36, 0.6):
+        k = kept_count(300, keep)
+        actual, expected = select(x, keep, degree="float16"), reference.top(scores, k)
+        if actual != expected:
+            close = reference.margin(x.numpy(), 0.5) < 1e-6
+            assert close or reference.gap_at(scores, k) < 1e-5
+
+
+def test_degrees_in_float16_often_change_the_choice():
+    pictures = [overlapping(300, 48, seed) for seed in range(6)]
+    changed = [select(x, 0.6, degree="float16") != select(x, 0.6) for x in pictures]
+    assert sum(changed) >= 3
+
+
+def test_degrees_in_float16_are_the_same_for_every_dtype_threshold_and_thread():
+    x = overlapping(200, 48, 9)
+    half = GPrune(0.3, degree="float16")
+    assert half.score(VisualTokens(x.half())).equal(half.score(VisualTokens(x.half().float())))
+    # No row of 200 tokens adds up to the 1,523 at which an edge at 0.7 would vanish.
+    assert select(x, 0.3, threshold=0.7, degree="float16") == select(x, 0.3, threshold=0.7)
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        single = half.score(VisualTokens(x))
+    finally:
+        torch.set_num_threads(threads)
+    assert torch.equal(single, half.score(VisualTokens(x)))
 
 
 def test_no_tensor_of_n_squared_entries_outlives_the_selection():

@@ -9,7 +9,7 @@ from triton.compiler import compile as compiled
 
 from gprune.graph import COPY_SIMILARITY
 from gprune.graph.triton import BLOCK, CHANNELS, EXPONENT, PASS
-from gprune.graph.triton_kernels import prepare_kernel, step_kernel, tiles_kernel
+from gprune.graph.triton_kernels import count_kernel, prepare_kernel, step_kernel, tiles_kernel
 
 LAYOUT = {"starts": "*i64", "counts": "*i64", "offsets": "*i64"}
 WEIGHTS = {"weights": "*fp32", "has_edges": "*i8"}
@@ -63,7 +63,7 @@ def test_tiles_kernel(dtype, capability):
 
 
 @pytest.mark.parametrize("capability", TENSOR_CORES)
-def test_prepare_kernel_and_step_kernel(capability):
+def test_the_other_kernels(capability):
     target = GPUTarget("cuda", capability, 32)
     for dtype in ("bf16", "fp16", "fp32", "fp64"):
         scaled = "fp32" if dtype == "fp64" else dtype
@@ -83,3 +83,6 @@ def test_prepare_kernel_and_step_kernel(capability):
     arguments = {"information": "*fp64", "row_sums": "*fp64", **LAYOUT, **WEIGHTS, "out": "*fp64"}
     step = compiled(source(step_kernel, arguments, {"BLOCK": BLOCK}), target)
     assert ".local" not in step.asm["ptx"]
+    arguments = {"vanishing": "*fp32", **LAYOUT, **WEIGHTS, "out": "*i64"}
+    count = compiled(source(count_kernel, arguments, {"BLOCK": BLOCK}), target)
+    assert ".local" not in count.asm["ptx"]

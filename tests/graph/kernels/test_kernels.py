@@ -6,6 +6,8 @@ results are right. `test_compiling` shows that they compile; only a GPU can show
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -21,6 +23,7 @@ from gprune.graph import triton as kernels
 from gprune.proof.batches import make_batch
 from gprune.proof.models import SPECIMENS
 from tests.graph import reference
+from tests.graph.test_half import overlapping
 from tests.pruners.test_gprune import KINDS, make_features
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -101,6 +104,28 @@ def test_thresholds_and_temperatures(threshold, temperature):
     torch.testing.assert_close(
         graph.propagate(graph.norms, 3), expected.propagate(expected.norms, 3), rtol=1e-4, atol=1e-9
     )
+
+
+@pytest.mark.parametrize("counts", [[150], [70, 1, 130]])
+def test_degrees_in_float16(counts):
+    """They count what the kernels' own weights say, and almost always what torch's say."""
+    x = torch.cat([overlapping(n, 48, seed=n) for n in counts])
+    x[3] = 0
+    graph = kernels.KernelGraph.build(x, counts, 0.5, 0.03)
+    half = graph.float16_degree()
+    start = 0
+    for count in counts:
+        part = slice(start, start + count)
+        expected = SimilarityGraph.build(x[part], 0.5, 0.03).float16_degree()
+        # Weights differ by 1e-5 of themselves, so that one at the very bound may be counted.
+        assert (half[part] - expected).abs().sum() <= 2
+        start += count
+    assert (half < graph.degree).any()
+    assert half[3] == 0
+    for degree in ("float32", "float16"):
+        pruner = GPrune(0.4, degree=degree)
+        kept = replace(pruner, backend="triton").select(VisualTokens(x))
+        assert torch.equal(kept, pruner.select(VisualTokens(x)))
 
 
 def test_information_is_conserved():
