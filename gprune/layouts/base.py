@@ -62,6 +62,10 @@ class Family:
     # Whether the language model takes projected features, so that tokens can be merged.
     takes_features: ClassVar[bool] = True
 
+    # The encoder's layer that attends to objects, as a share of its depth: HiPrune's, the 9th of
+    # CLIP's 24.
+    object_depth: ClassVar[float] = 9 / 24
+
     # Whether text reads visual tokens by cross-attention; they are then not in the sequence.
     cross_attention: ClassVar[bool] = False
 

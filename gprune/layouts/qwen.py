@@ -28,6 +28,9 @@ class QwenVL(Family):
 
     multimodal_positions: ClassVar[bool] = True
 
+    # HiPrune takes the 16th of Qwen2.5-VL's 32 layers.
+    object_depth: ClassVar[float] = 16 / 32
+
     def check(self, call: dict[str, Any]) -> None:
         for modality, name in PIXELS.items():
             pixels, grid = call.get(name), call.get(GRIDS[modality])

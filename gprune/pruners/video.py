@@ -5,12 +5,13 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from gprune.budget import PartBudgets, budgets, kept_count
+from gprune.budget import MILLION, Budget, PartBudgets, budgets, parts_per_million
 from gprune.pruners.base import Pruner
 from gprune.pruners.reduction import Reduction
 from gprune.tokens import VisualTokens
@@ -20,11 +21,13 @@ from gprune.tokens import VisualTokens
 class VideoPruner(Pruner):
     """A method that chooses among the tokens of all frames of a video; implements `choose_frames`.
 
-    The frames share one budget: the sum of what each would keep alone. A frame is what the model
-    encodes of one picture, or of two with Qwen's encoders.
+    The frames share one budget: the sum of what each asks for, rounded once for the whole video and
+    not for each frame. A frame is what the model encodes of one picture, or of two with Qwen's
+    encoders.
 
     Attributes:
-        keep: retention ratio in (0, 1], or a count >= 1 a frame (see `Pruner`).
+        keep: share of the video's tokens to keep, in (0, 1], or a count >= 1 a frame (see
+            `Pruner`).
     """
 
     scope: ClassVar[str] = "video"
@@ -38,12 +41,10 @@ class VideoPruner(Pruner):
                 have protected tokens.
         """
         self.check_frames(groups)
-        total = sum(
-            sum(keep.counts) if isinstance(keep, PartBudgets) else kept_count(len(tokens), keep)
-            for tokens, keep in zip(groups, budgets(self.keep, groups), strict=True)
-        )
+        pairs = zip(groups, budgets(self.keep, groups), strict=True)
+        wanted = sum((wanted_tokens(len(tokens), keep) for tokens, keep in pairs), Fraction())
         frames = torch.stack([tokens.features for tokens in groups])  # [t, n, d]
-        return [Reduction(kept) for kept in self.choose_frames(frames, total)]
+        return [Reduction(kept) for kept in self.choose_frames(frames, wanted)]
 
     def check_frames(self, groups: Sequence[VisualTokens]) -> None:
         """Checks that the groups are frames of one size, without protected tokens.
@@ -65,16 +66,27 @@ class VideoPruner(Pruner):
                 )
 
     @abstractmethod
-    def choose_frames(self, frames: Tensor, total: int) -> list[Tensor]:
-        """Chooses ``total`` tokens of a video.
+    def choose_frames(self, frames: Tensor, wanted: Fraction) -> list[Tensor]:
+        """Chooses tokens of a video.
 
         Args:
             frames: features of each frame in order, [t, n, d].
-            total: 1 to t · n.
+            wanted: how many tokens of the video to keep, not rounded, above 0 and at most t · n. A
+                method rounds it down, to at least 1, unless its documentation says otherwise.
 
         Returns:
             for each frame the indices of its kept tokens, int64, ascending.
         """
 
     def choose(self, tokens: VisualTokens, k: int) -> Tensor:
-        return self.choose_frames(tokens.features[None], k)[0]
+        return self.choose_frames(tokens.features[None], Fraction(k))[0]
+
+
+def wanted_tokens(n: int, budget: Budget | PartBudgets) -> Fraction:
+    """Returns how many of a frame's ``n`` tokens a budget asks for, not rounded, at most ``n``."""
+    if isinstance(budget, PartBudgets):
+        return Fraction(sum(budget.counts))
+    if isinstance(budget, int):
+        return Fraction(min(n, budget))
+    assert budget != "adaptive"  # which no video method offers
+    return Fraction(n * max(1, parts_per_million(budget)), MILLION)
