@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from gprune.graph import ROW_MULTIPLE, CosineRows
+from gprune.graph.norms import cache_chunks
 
 
 class MatrixRows(Protocol):
@@ -92,3 +93,27 @@ class CosineDistance:
 
     def __getitem__(self, rows: Tensor, /) -> Tensor:
         return 1 - self.similarity[rows]
+
+
+class EuclideanDistance:
+    """Rows of the L2 distances of tokens, computed from their differences: float64 [r, n].
+
+    Attributes:
+        features: the tokens, [n, d].
+    """
+
+    def __init__(self, features: Tensor) -> None:
+        self.features = features
+        self._chunks = cache_chunks(features)
+
+    def __getitem__(self, rows: Tensor) -> Tensor:
+        distance = torch.empty(
+            len(rows), len(self.features), dtype=torch.float64, device=self.features.device
+        )
+        height = len(self.features[self._chunks[0]])
+        buffer = distance.new_empty(height, self.features.shape[1])
+        for row, own in zip(distance, self.features[rows].double(), strict=True):
+            for chunk in self._chunks:
+                difference = buffer.copy_(self.features[chunk]).sub_(own)
+                row[chunk] = torch.linalg.vector_norm(difference, dim=1)
+        return distance

@@ -1,4 +1,4 @@
-"""DivPrune, DART, ToDRE and GraphCover against naive implementations and their guarantees."""
+"""DivPrune, ToDRE and GraphCover against naive implementations and their guarantees."""
 
 from __future__ import annotations
 
@@ -12,14 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gprune import (
-    DART,
     D2Pruner,
     DivPrune,
     GraphCover,
     RandomPruner,
     ToDRE,
     VisualTokens,
-    VLMPruner,
     graph,
 )
 from gprune.pruners.greedy import CosineDistance, farthest_first
@@ -117,31 +115,6 @@ def test_farthest_first_covers_within_twice_the_best_radius(n, seed, k):
     assert radius(chosen) <= 2 * best + 1e-9
 
 
-@given(**SIZES, k=st.integers(1, 30), pivots=st.integers(1, 9))
-@settings(deadline=None)
-def test_dart_takes_the_least_similar_of_each_pivot(n, d, seed, k, pivots):
-    x = features(n, max(d, 3), seed)
-    k = min(k, n)
-    rows = x.numpy()
-    order = sorted(range(n), key=lambda i: (-round(float(np.abs(rows[i]).sum()), 9), i))
-    chosen = order[: min(pivots, k)]
-    queue, kept = list(chosen), set(chosen)
-    while queue:
-        pivot = queue.pop(0)
-        share = -(-(k - len(kept)) // (len(queue) + 1))
-        rest = sorted(set(range(n)) - kept, key=lambda i: (cosine(rows[pivot], rows[i]), i))
-        kept |= set(rest[:share])
-    assert DART(k, pivots=pivots).select(VisualTokens(x)).tolist() == sorted(kept)
-
-
-def test_dart_keeps_its_pivots():
-    x = torch.randn(40, 8, generator=torch.Generator().manual_seed(2))
-    longest = x.abs().sum(1).topk(8).indices.tolist()
-    assert set(longest) <= set(DART(20).select(VisualTokens(x)).tolist())
-    with pytest.raises(ValueError, match="pivots=0"):
-        DART(0.5, pivots=0)
-
-
 def test_ties_go_to_the_lowest_index():
     same = torch.ones(6, 4)
     assert DivPrune(3).select(VisualTokens(same)).tolist() == [0, 1, 2]
@@ -196,7 +169,7 @@ def test_place_out_of_range(place):
         GraphCover(0.5, place=place)
 
 
-@pytest.mark.parametrize("method", [DivPrune, DART, ToDRE, GraphCover])
+@pytest.mark.parametrize("method", [DivPrune, ToDRE, GraphCover])
 def test_threads_and_dtypes(method):
     x = torch.randn(300, 64, generator=torch.Generator().manual_seed(0))
     threads = torch.get_num_threads()
@@ -211,7 +184,7 @@ def test_threads_and_dtypes(method):
     assert torch.equal(method(0.2).select(half), method(0.2).select(wide))
 
 
-@pytest.mark.parametrize("method", [DivPrune, DART, ToDRE, GraphCover])
+@pytest.mark.parametrize("method", [DivPrune, ToDRE, GraphCover])
 def test_tokens_of_zero_norm(method):
     x = torch.cat([torch.zeros(3, 4), torch.randn(5, 4)])
     assert method(8).select(VisualTokens(x)).tolist() == list(range(8))
@@ -221,7 +194,7 @@ def test_tokens_of_zero_norm(method):
 
 @pytest.mark.parametrize(
     "method",
-    [DivPrune, GraphCover, partial(GraphCover, merge=True), ToDRE, D2Pruner, VLMPruner],
+    [DivPrune, GraphCover, partial(GraphCover, merge=True), ToDRE, D2Pruner],
 )
 @pytest.mark.parametrize("grid", [(12, 25), None])
 def test_the_same_without_the_whole_matrix(method, grid, monkeypatch):
