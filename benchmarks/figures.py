@@ -52,7 +52,7 @@ def graph(model: object, processor: object) -> None:
     pruner = make("gprune", keep=0.36)
     scene = make_scene("test", 0, SCENE)
     outcome = answer(model, processor, pruner, [scene.draw()], "how many shapes are there?")
-    figure = viz.panel(outcome_pictures(model, processor, pruner, outcome, scene.draw()))
+    figure = viz.panel(outcome_pictures(model, processor, pruner, outcome, [scene.draw()]))
     figure.savefig(FOLDER / "graph.png", dpi=80)
 
 

@@ -196,14 +196,21 @@ def draw_edges(
     pen.ellipse((x - 7, y - 7, x + 7, y + 7), fill=GRAPH_TOKEN, outline=(255, 255, 255), width=2)
 
 
-def figure_path(path: Path) -> Path:
+def figure_path(path: Path, name: str | None = None) -> Path:
     """Returns the path that ``savefig`` writes to: .png is appended to a name without suffix.
 
+    Args:
+        path: a file, or a folder if there is a ``name``.
+        name: of the file in a folder that exists.
+
     Raises:
-        ValueError: the suffix names no format that can be written, or the path is a folder.
+        ValueError: the suffix names no format that can be written, or the path is a folder and
+            there is no name.
     """
     from matplotlib.figure import Figure
 
+    if name is not None and path.is_dir():
+        path = path / name
     if not path.suffix:
         path = path.with_name(f"{path.name}.png")
     formats = sorted(set(Figure().canvas.get_supported_filetypes()) - UNSUPPORTED_FORMATS)

@@ -158,7 +158,8 @@ class Demo:
             if picture is not None
         ]
         if len(self.pruners) == 1:
-            whole = outcome_pictures(self.model, self.processor, self.pruners[0], first, self.image)
+            pruner, images = self.pruners[0], [self.image]
+            whole = outcome_pictures(self.model, self.processor, pruner, first, images)
             pictures += whole[2:]  # the view and the kept tokens are there already
         return pictures
 

@@ -8,6 +8,8 @@ from typing import Any
 
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from gprune.errors import plain_message
+
 # The formats that are read. Pillow knows more, but decodes them by rarely used code, and PostScript
 # by starting Ghostscript.
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000")
@@ -44,7 +46,7 @@ def open_image(path: Path, most_pixels: int = MOST_PIXELS) -> Image.Image:
         formats = ", ".join(FORMATS)
         raise ValueError(f"image {str(path)!r} cannot be read: it is none of {formats}") from None
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ValueError(f"image {str(path)!r} cannot be read: {error}") from None
+        raise ValueError(f"image {str(path)!r} cannot be read: {plain_message(error)}") from None
 
 
 # The placeholder of the question in a template.
@@ -61,6 +63,16 @@ def check_template(template: str | None) -> None:
         raise ValueError(
             f"template={template!r} has no placeholder for the question; write {QUESTION} there"
         )
+
+
+def require_question(text: str) -> None:
+    """Checks that a question is not empty.
+
+    Raises:
+        ValueError: it is, or has blanks only.
+    """
+    if not text.strip():
+        raise ValueError("prompt is empty: ask a question, such as 'what is this?'")
 
 
 def prompt_for(processor: Any, text: str, images: int, template: str | None = None) -> str:

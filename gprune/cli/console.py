@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import typer
@@ -17,7 +18,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from gprune.errors import UnsupportedModelError, UnsupportedVersionError
+from gprune.errors import UnsupportedModelError, UnsupportedVersionError, plain_message
 
 if TYPE_CHECKING:
     from gprune.costs import Saving
@@ -26,11 +27,21 @@ console = Console()
 # Progress and errors go to stderr, so that stdout contains the result only.
 error_console = Console(stderr=True)
 
+# Whether the command was called with ``--json``.
+json_requested = ContextVar("json_requested", default=False)
+
 
 def fail(message: str) -> NoReturn:
-    """Prints one line to stderr and exits with code 2."""
-    error_console.print(f"error: {message}", style="red", markup=False, soft_wrap=True)
+    """Prints one line to stderr and exits with code 2; with ``--json`` an object on stdout too."""
+    if json_requested.get():
+        print_json({"error": message})
+    print_error(message)
     raise typer.Exit(2)
+
+
+def print_error(message: str) -> None:
+    """Prints one line to stderr."""
+    error_console.print(f"error: {message}", style="red", markup=False, soft_wrap=True)
 
 
 @contextmanager
@@ -42,10 +53,11 @@ def exit_on_bad_use() -> Iterator[None]:
     """
     try:
         yield
-    except UnsupportedModelError as error:
-        fail(" ".join(str(error).split()))
-    except (ValueError, OSError, ImportError, UnsupportedVersionError) as error:
-        fail(" ".join(str(error).split()))
+    except (
+        *(UnsupportedModelError, UnsupportedVersionError),
+        *(ValueError, OSError, ImportError),
+    ) as error:
+        fail(plain_message(error))
 
 
 def print_json(values: dict[str, Any]) -> None:

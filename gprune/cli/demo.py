@@ -60,7 +60,7 @@ def demo(
     Example: gprune demo --keep 0.25 --method graph_cover --seed 3
     """
     with exit_on_bad_use():
-        path = viz.figure_path(out)
+        path = viz.figure_path(out, "demo.png")
         names = (PAPER, RECOMMENDED_NAME) if method is None else (method,)
         pruners = [make(name, keep=parse_keep(keep)) for name in names]
         own_image = None if image is None else open_image(image)

@@ -4,14 +4,24 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.table import Table
+from rich.text import Text
 
 from gprune.cli.console import console, print_json
 from gprune.cli.options import JsonOption
-from gprune.pruners import METHODS, RECOMMENDED_REASON
+from gprune.pruners import METHODS, RECOMMENDED, RECOMMENDED_REASON, Pruner
+
+# What methods read, in the order of the list.
+FEATURES = "projected features alone"
+QUESTION = "features and the question"
+VISION_ENCODER = "features, and attention or keys of the vision encoder"
+FRAMES = "all frames of a video"
+LANGUAGE_MODEL = "attention, keys or hidden states of the language model"
+PIXELS = "the pixels, before the encoder"
+METHOD_GROUPS = (FEATURES, QUESTION, VISION_ENCODER, FRAMES, LANGUAGE_MODEL, PIXELS)
 
 
 def methods(as_json: JsonOption = False) -> None:
@@ -19,22 +29,46 @@ def methods(as_json: JsonOption = False) -> None:
 
     Example: gprune methods --json
     """
-    rows = []
-    for name, kind in METHODS.items():
-        fields = [field for field in dataclasses.fields(kind) if field.name != "keep"]
-        summary = (inspect.getdoc(kind) or "").splitlines()[0]
-        options = {field.name: field.default for field in fields}
-        rows.append((name, summary, list(kind.signals), options))
+    rows = [described(name) for name in METHODS]
     if as_json:
-        keys = ("name", "summary", "signals", "options")
-        print_json({"methods": [dict(zip(keys, row, strict=True)) for row in rows]})
+        print_json({"methods": rows})
         return
-    table = Table("method", "what it does", "reads beside features", "options")
-    for name, summary, signals, options in rows:
-        written = ", ".join(f"{key}={value}" for key, value in options.items())
-        table.add_row(name, summary, ", ".join(signals), written)
+    table = Table("method", "what it does", "options")
+    for group in METHOD_GROUPS:
+        members = [row for row in rows if row["reads"] == group]
+        if members:
+            table.add_section()
+            table.add_row(Text(f"reads {group}", style="bold"))
+        for row in members:
+            mark = " (recommended)" if row["recommended"] else ""
+            options = ", ".join(f"{key}={value}" for key, value in row["options"].items())
+            table.add_row(row["name"] + mark, row["summary"], options)
     console.print(table)
     console.print(RECOMMENDED_REASON, markup=False, highlight=False)
+
+
+def described(name: str) -> dict[str, Any]:
+    """Returns what the list of methods says about one of them."""
+    method = METHODS[name]
+    fields = [field for field in dataclasses.fields(method) if field.name != "keep"]
+    return {
+        "name": name,
+        "summary": (inspect.getdoc(method) or "").splitlines()[0],
+        "recommended": name == RECOMMENDED,
+        "reads": method_group(method),
+        "signals": list(method.signals),
+        "options": {field.name: field.default for field in fields},
+    }
+
+
+def method_group(method: type[Pruner]) -> str:
+    """Returns what a method reads, one of `METHOD_GROUPS`."""
+    scopes = {"video": FRAMES, "decoder": LANGUAGE_MODEL, "pixels": PIXELS}
+    if method.scope in scopes:
+        return scopes[method.scope]
+    if "text" in method.signals:
+        return QUESTION
+    return VISION_ENCODER if method.signals else FEATURES
 
 
 def families(

@@ -18,8 +18,10 @@ METHOD_HELP = (
     "A name from `gprune methods`. Take `recommended`; `gprune` is the paper's method, for "
     "reproducing it."
 )
+DEFAULT_DEVICE = DEFAULT_DTYPE = "auto"
 MODEL_HELP = "Folder or Hub id of a supported model, or a shipped one: tinyvlm, tinyvlm-siglip."
-DTYPE_HELP = "Floating-point dtype, for example float32 or bfloat16."
+DTYPE_HELP = "Floating-point dtype, such as float32; auto: bfloat16 on a GPU, else float32."
+DEVICE_HELP = "Device, such as cpu or cuda:1; auto: the GPU if there is one."
 OUT_HELP = "File for the picture; .png is appended to a name without suffix."
 
 
@@ -31,7 +33,7 @@ def complete_method(incomplete: str) -> list[str]:
 KeepOption = Annotated[str, typer.Option(help=KEEP_HELP)]
 MethodOption = Annotated[str, typer.Option(help=METHOD_HELP, autocompletion=complete_method)]
 ModelArgument = Annotated[str, typer.Argument(help=MODEL_HELP)]
-DeviceOption = Annotated[str, typer.Option(help="Device, for example cpu, cuda or cuda:1.")]
+DeviceOption = Annotated[str, typer.Option(help=DEVICE_HELP)]
 DtypeOption = Annotated[str, typer.Option(help=DTYPE_HELP)]
 MaxNewTokensOption = Annotated[int, typer.Option(min=1, help="Longest answer in tokens.")]
 TemplateOption = Annotated[
@@ -39,5 +41,7 @@ TemplateOption = Annotated[
     typer.Option(help="Prompt used in place of the chat format, such as '{question} Answer:'."),
 ]
 OutOption = Annotated[Path, typer.Option(help=OUT_HELP)]
-OptionalOutOption = Annotated[Path | None, typer.Option(help=OUT_HELP)]
+RunOutOption = Annotated[
+    Path | None, typer.Option(help=f"{OUT_HELP} In a folder it is called kept.png.")
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]

@@ -10,9 +10,9 @@ import typer
 
 from gprune import viz
 from gprune.ask.answers import Outcome, answer
-from gprune.ask.loading import load_model, quiet_transformers
+from gprune.ask.loading import TINY, load_model, quiet_transformers
 from gprune.ask.pictures import outcome_pictures
-from gprune.ask.prompts import open_image
+from gprune.ask.prompts import open_image, require_question
 from gprune.budget import parse_keep
 from gprune.cli.console import (
     console,
@@ -23,6 +23,8 @@ from gprune.cli.console import (
     print_line,
 )
 from gprune.cli.options import (
+    DEFAULT_DEVICE,
+    DEFAULT_DTYPE,
     DEFAULT_KEEP,
     DEFAULT_METHOD,
     DeviceOption,
@@ -32,7 +34,7 @@ from gprune.cli.options import (
     MaxNewTokensOption,
     MethodOption,
     ModelArgument,
-    OptionalOutOption,
+    RunOutOption,
 )
 from gprune.pruners import make
 
@@ -48,10 +50,10 @@ def run(
     keep: KeepOption = DEFAULT_KEEP,
     method: MethodOption = DEFAULT_METHOD,
     compare: Annotated[bool, typer.Option(help="Answer without pruning too.")] = False,
-    device: DeviceOption = "cpu",
-    dtype: DtypeOption = "float32",
+    device: DeviceOption = DEFAULT_DEVICE,
+    dtype: DtypeOption = DEFAULT_DTYPE,
     max_new_tokens: MaxNewTokensOption = 64,
-    out: OptionalOutOption = None,
+    out: RunOutOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Ask a supported model about your images, with pruning.
@@ -59,18 +61,23 @@ def run(
     Example: gprune run llava-hf/llava-1.5-7b-hf --image cat.jpg --prompt "What is this?" --compare
     """
     with exit_on_bad_use():
-        path = None if out is None else viz.figure_path(out)
+        require_question(prompt)
+        path = None if out is None else viz.figure_path(out, "kept.png")
         pruner = make(method, keep=parse_keep(keep))
         images = [open_image(one) for one in image]
         quiet_transformers()
         with error_console.status("loading the model"):
             network, processor = load_model(model, device, dtype)
+        if model in TINY:
+            from gprune.tinyvlm.vocabulary import require_known
+
+            require_known(processor.tokenizer, prompt)
         with error_console.status("answering"):
             outcome = answer(network, processor, pruner, images, prompt, max_new_tokens, compare)
         times = time_prefill(network, outcome, pruner) if compare else None
         if path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
-            pictures = outcome_pictures(network, processor, pruner, outcome, images[0])
+            pictures = outcome_pictures(network, processor, pruner, outcome, images)
             viz.panel(pictures, prompt).savefig(path)
     if not as_json:
         print_outcome(outcome, pruner, times, path)

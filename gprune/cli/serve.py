@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from gprune.ask.loading import read_config
+from gprune.ask.loading import locate_model, read_config
 from gprune.budget import parse_keep
 from gprune.cli.console import exit_on_bad_use
 from gprune.cli.options import DEFAULT_KEEP, DEFAULT_METHOD, KEEP_HELP, MethodOption
@@ -40,7 +40,7 @@ def serve(
         if not show:
             require_vllm()
         config = read_config(model)
-        arguments = serve_arguments(model, config, settings, context.args)
+        arguments = serve_arguments(locate_model(model)[0], config, settings, context.args)
     if show:
         typer.echo(shlex.join(["vllm", *arguments]))
         return

@@ -9,7 +9,14 @@ import typer
 
 from gprune.ask.loading import TINY, load_model, quiet_transformers
 from gprune.cli.console import error_console, exit_on_bad_use, print_line
-from gprune.cli.options import MODEL_HELP, DeviceOption, DtypeOption, MaxNewTokensOption
+from gprune.cli.options import (
+    DEFAULT_DEVICE,
+    DEFAULT_DTYPE,
+    MODEL_HELP,
+    DeviceOption,
+    DtypeOption,
+    MaxNewTokensOption,
+)
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
@@ -20,13 +27,13 @@ def web_page(
         str, typer.Option(help="Address to listen on; the default is reachable from here only.")
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 7860,
-    device: DeviceOption = "cpu",
-    dtype: DtypeOption = "float32",
+    device: DeviceOption = DEFAULT_DEVICE,
+    dtype: DtypeOption = DEFAULT_DTYPE,
     max_new_tokens: MaxNewTokensOption = 64,
     max_megabytes: Annotated[int, typer.Option(min=1, help="Largest upload.")] = 10,
     max_megapixels: Annotated[int, typer.Option(min=1, help="Largest image.")] = 40,
 ) -> None:
-    """Open a local web page that compares methods on an image; needs Gradio, the extra `app`.
+    """Open a local web page that compares methods on an image; needs Gradio, the extra "app".
 
     Example: gprune app --model llava-hf/llava-1.5-7b-hf --device cuda --dtype bfloat16
     """

@@ -18,7 +18,10 @@ def synchronize(device: torch.device) -> None:
 
 
 def time_in_turn(
-    contenders: dict[str, Callable[[], Any]], repeats: int, device: torch.device
+    contenders: dict[str, Callable[[], Any]],
+    repeats: int,
+    device: torch.device,
+    after_call: Callable[[], object] = lambda: None,
 ) -> dict[str, list[float]]:
     """Times several calls in turn, so that drift of the machine affects all of them alike.
 
@@ -26,6 +29,7 @@ def time_in_turn(
         contenders: the calls to time, by name.
         repeats: timed rounds through all calls, after one warm-up round.
         device: the device to synchronize before and after each call.
+        after_call: called after each call, ``(repeats + 1) * len(contenders)`` times.
 
     Returns:
         the milliseconds of each timed call, ``repeats`` for each name.
@@ -39,6 +43,7 @@ def time_in_turn(
             synchronize(device)
             if repeat:  # round 0 is the warm-up
                 times[name].append(1000 * (time.perf_counter() - start))
+            after_call()
     return times
 
 

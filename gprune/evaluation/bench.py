@@ -82,7 +82,7 @@ def matrix_power_form(features: Tensor, pruner: GPrune) -> Tensor:
     return order[: kept_count(len(features), pruner.keep)].sort().values
 
 
-# Over 40 lines because of its eight documented arguments.
+# Over 40 lines because of its nine documented arguments.
 def selection_times(
     n: int,
     d: int,
@@ -92,6 +92,7 @@ def selection_times(
     dtype: torch.dtype = torch.float32,
     shared: float = 0.0,
     kernels: bool = False,
+    after_call: Callable[[], object] = lambda: None,
 ) -> dict[str, Any]:
     """Times each method's selection beside a similarity product and G-Prune's matrix-power form.
 
@@ -105,6 +106,7 @@ def selection_times(
         shared: weight of a direction that is added to all tokens: 0 leaves most pairs without an
             edge, 2 gives nearly every pair an edge.
         kernels: also time G-Prune's Triton kernels, as ``gprune_triton``.
+        after_call: called after each call, see `time_in_turn` and `selection_calls`.
 
     Returns:
         the arguments, median ``milliseconds`` by name, and the fields of `speed_ratios`.
@@ -122,7 +124,7 @@ def selection_times(
         forms["gprune_triton"] = GPrune(KEEP, backend="triton")
     agreement = check_agreement(forms, tokens)
     contenders = selection_contenders(features, tokens, methods, forms)
-    times = time_in_turn(contenders, repeats, device)
+    times = time_in_turn(contenders, repeats, device, after_call)
     return {
         "n": n,
         "d": d,
@@ -132,6 +134,11 @@ def selection_times(
         **speed_ratios(times),
         "agreement": agreement,
     }
+
+
+def selection_calls(repeats: int, methods: Sequence[str] = tuple(group_methods())) -> int:
+    """Returns how many calls `selection_times` makes, the warm-up round included."""
+    return (repeats + 1) * (len(methods) + 2)  # the product and the matrix-power form
 
 
 def selection_input(
@@ -277,15 +284,18 @@ class PrefillBenchmark:
         if pruner.scope == "group":
             contenders["method"] = functools.partial(pruner.select, self.tokens)
         times = time_in_turn(contenders, repeats, self.device)
-        medians = {name: statistics.median(values) for name, values in times.items()}
+        rounds = [
+            dict(zip(times, values, strict=True)) for values in zip(*times.values(), strict=True)
+        ]
+        rounds.sort(key=lambda one: one["full"] / one["pruned"])
+        median = rounds[(repeats - 1) // 2]
         cost = self.cost(pruner, keep)
-        pairs = zip(times["full"], times["pruned"], strict=True)
         return {
             "keep": keep,
-            "full_ms": medians["full"],
-            "pruned_ms": medians["pruned"],
-            "method_ms": medians.get("method"),
-            "speedup": statistics.median(full / pruned for full, pruned in pairs),
+            "full_ms": median["full"],
+            "pruned_ms": median["pruned"],
+            "method_ms": median.get("method"),
+            "speedup": median["full"] / median["pruned"],
             "ideal": cost.flops_full / cost.flops_pruned,
             "kv_bytes_full": cost.kv_bytes_full,
             "kv_bytes_pruned": cost.kv_bytes_pruned,
@@ -306,11 +316,21 @@ def prefill_rows(
     repeats: int = 3,
     device: torch.device | None = None,
     dtype: torch.dtype = torch.float32,
+    after_row: Callable[[], object] = lambda: None,
 ) -> list[dict[str, Any]]:
     """Times the language model's prefill with and without pruning, starting from encoded features.
 
+    Args:
+        keeps: the budgets.
+        method: name of the method.
+        repeats: timed rounds.
+        device: the CPU by default.
+        dtype: of the model.
+        after_row: called after each row.
+
     Returns:
-        one row for each budget. ``pruned_ms`` includes selection and the hooks. ``method_ms`` is
+        one row for each budget, with the times of one round: the one whose speedup is the median.
+        ``pruned_ms`` includes selection and the hooks. ``method_ms`` is
         the selection alone, None if the method does not choose within one group of visual tokens.
         ``ideal`` is the ratio of multiply-adds (convention ``exact``): the speedup of a
         machine whose multiply-adds per second do not depend on the length of the prompt.
@@ -325,4 +345,8 @@ def prefill_rows(
             "prefill benchmark does not run; choose a method that reads only features or text"
         )
     benchmark = PrefillBenchmark(device or torch.device("cpu"), dtype)
-    return [benchmark.row(method, keep, repeats) for keep in keeps]
+    rows = []
+    for keep in keeps:
+        rows.append(benchmark.row(method, keep, repeats))
+        after_row()
+    return rows

@@ -166,6 +166,36 @@ class Evaluation:
         }
 
 
+def require_no_loss(folder: Path, runs: Sequence[Run]) -> None:
+    """Checks that new results hold every row of those that a folder has.
+
+    Raises:
+        ValueError: a method or a budget is missing, so its stored row would be lost.
+    """
+    file = folder / "results.json"
+    if not file.is_file():
+        return
+    new = {(run.method, run.keep) for run in runs}
+    rows = json.loads(file.read_text())["rows"]
+    lost = [
+        f"{row['method']} {row['keep']}" for row in rows if (row["method"], row["keep"]) not in new
+    ]
+    if lost:
+        raise ValueError(
+            f"out {str(folder)!r} holds results of {', '.join(lost)}, which would be lost: add "
+            "them to --methods and --keep, choose another folder, or pass --overwrite"
+        )
+
+
+def remove_evaluation(folder: Path) -> None:
+    """Removes what an evaluation stored in its folder, and nothing else."""
+    files = ["settings.json", "results.json", "report.html"]
+    for file in [folder / name for name in files]:
+        file.unlink(missing_ok=True)
+    for file in [*(folder / "predictions").glob("*.jsonl"), *folder.glob("*.traceback.txt")]:
+        file.unlink()
+
+
 def store_settings(folder: Path, settings: dict[str, Any]) -> None:
     """Creates an evaluation's folder and stores its settings.
 
@@ -176,8 +206,8 @@ def store_settings(folder: Path, settings: dict[str, Any]) -> None:
     file = folder / "settings.json"
     if file.is_file() and json.loads(file.read_text()) != settings:
         raise ValueError(
-            f"out {str(folder)!r} holds an evaluation with other settings; choose another folder "
-            "or repeat the options of that evaluation"
+            f"out {str(folder)!r} holds an evaluation with other settings; choose another folder, "
+            "repeat the options of that evaluation, or pass --overwrite"
         )
     file.write_text(json.dumps(settings, indent=2) + "\n")
 

@@ -6,6 +6,18 @@ from collections.abc import Sequence
 from typing import Any
 
 
+def brief_cells(row: dict[str, Any]) -> dict[str, str]:
+    """Formats what matters most of a row, for a terminal of 80 columns, by column heading."""
+    retained = row["retained"]
+    return {
+        "method": row["method"],
+        "keep": str(row["keep"]),
+        "accuracy, %": f"{row['macro']:.1f} ({format_interval(row['interval'])})",
+        "retained": "" if retained is None else f"{retained:.1f}%",
+        "prefill ms": format_number(row["prefill_ms"], 1),
+    }
+
+
 def accuracy_cells(row: dict[str, Any]) -> dict[str, str]:
     """Formats the scores of a row, by column heading."""
     return {

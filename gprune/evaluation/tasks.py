@@ -11,6 +11,7 @@ from typing import Any
 from PIL import Image
 
 from gprune.ask.prompts import open_image
+from gprune.errors import plain_message
 from gprune.evaluation.metrics import Match, is_right, normalize
 
 SHIPPED = ("scenes", "easy_vqa")
@@ -136,7 +137,7 @@ def read_jsonl(path: Path, limit: int | None = None) -> list[Example]:
         try:
             example = parse_line(line, path, number)
         except (ValueError, KeyError, TypeError, OSError, RecursionError) as error:
-            reason = f"{error} is missing" if isinstance(error, KeyError) else str(error)
+            reason = f"{error} is missing" if isinstance(error, KeyError) else plain_message(error)
             raise ValueError(f"{path}, line {number} cannot be read: {reason}") from None
         pictures.add(example.picture)
         if limit is not None and len(pictures) > limit:

@@ -9,6 +9,7 @@ from contextlib import suppress
 from importlib import metadata, util
 from typing import Any
 
+from gprune.errors import plain_message
 from gprune.serving.families import pruned_architecture, served_family
 from gprune.serving.settings import CONFIG_KEY, ServerSettings
 from gprune.versions import RANGES, require_tested
@@ -53,7 +54,9 @@ def serve_arguments(
         try:
             theirs = json.loads(text)
         except json.JSONDecodeError as error:
-            raise ValueError(f"{OVERRIDES_OPTION}={text!r} is no JSON: {error}") from None
+            raise ValueError(
+                f"{OVERRIDES_OPTION}={text!r} is no JSON: {plain_message(error)}"
+            ) from None
         if not isinstance(theirs, dict) or theirs.keys() & merged.keys():
             raise ValueError(
                 f"{OVERRIDES_OPTION}={text!r} must be an object without {', '.join(merged)}, which "
@@ -85,6 +88,19 @@ def remove_option(arguments: Sequence[str], name: str) -> tuple[list[str], list[
     return remaining, values
 
 
+def vllm_version() -> str:
+    """Returns the version of the installed vLLM, without importing it.
+
+    Raises:
+        ImportError: it is not installed.
+    """
+    for name in DISTRIBUTIONS:
+        with suppress(metadata.PackageNotFoundError):
+            if util.find_spec("vllm") is not None:
+                return metadata.version(name)
+    raise ImportError(f"vllm is not installed; pip install 'vllm{RANGES['vllm'].requirement}'")
+
+
 def require_vllm() -> None:
     """Checks, without importing it, that vLLM is installed in a tested version.
 
@@ -92,14 +108,7 @@ def require_vllm() -> None:
         ImportError: it is not installed.
         UnsupportedVersionError: its version has not been tested.
     """
-    if util.find_spec("vllm") is None:
-        tested = RANGES["vllm"]
-        raise ImportError(
-            f"vllm is not installed; pip install 'vllm>={tested.first},<{tested.beyond}'"
-        )
-    for name in DISTRIBUTIONS:
-        with suppress(metadata.PackageNotFoundError):
-            require_tested("vllm", metadata.version(name))
+    require_tested("vllm", vllm_version())
 
 
 def vllm_command(arguments: Sequence[str]) -> list[str]:

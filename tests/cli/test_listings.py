@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import gprune
+from gprune.cli.listings import METHOD_GROUPS
+from gprune.pruners import RECOMMENDED
 from tests.cli.calling import as_json, call
 
 
@@ -16,6 +18,7 @@ def test_methods():
         "temperature": 0.03,
         "iterations": 5,
         "backend": "torch",
+        "degree": "float32",
     }
     assert "uniform_grid" in call("methods").stdout
     reads = {row["name"]: row["signals"] for row in listed}
@@ -51,3 +54,21 @@ def test_doctor():
     assert "transformers" in shown
     for extra, name in (("app", "gradio"), ("vllm", "vllm"), ("eval", "lmms-eval")):
         assert checks[name]["good"] or f"gprune[{extra}]" in shown
+
+
+def test_methods_are_grouped_and_the_recommended_one_is_marked(wide_console):
+    listed = as_json("methods")["methods"]
+    assert [row["name"] for row in listed if row["recommended"]] == [RECOMMENDED]
+    reads = {row["name"]: row["reads"] for row in listed}
+    assert set(reads.values()) == set(METHOD_GROUPS)
+    assert reads["graph_cover"] == "projected features alone"
+    assert reads["text_cover"] == "features and the question"
+    assert reads["visionzip"].startswith("features, and attention or keys")
+    assert reads["evs"] == "all frames of a video"
+    assert reads["fastv"].startswith("attention, keys or hidden states of the language model")
+    text = call("methods").stdout
+    assert f"{RECOMMENDED} (recommended)" in text
+    assert text.count("(recommended)") == 1
+    assert [text.index(group) for group in METHOD_GROUPS] == sorted(
+        text.index(group) for group in METHOD_GROUPS
+    )

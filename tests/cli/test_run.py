@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from gprune import viz
 from gprune.pruners import RECOMMENDED
 from gprune.tinyvlm import make_scene
 from tests.cli.calling import TINY, as_json, call
@@ -45,6 +46,31 @@ def test_run_several_images_without_a_chat_template(tmp_path, picture):
     )
     assert 0 < result["kept_tokens"] < result["visual_tokens"]
     assert (tmp_path / "kept.png").is_file()
+
+
+def test_every_picture_is_drawn(tmp_path, picture, monkeypatch):
+    drawn = []
+    panel = viz.panel
+
+    def watched(pictures, title):
+        drawn.extend(pictures)
+        return panel(pictures, title)
+
+    monkeypatch.setattr(viz, "panel", watched)
+    other = tmp_path / "other.png"
+    make_scene("test", 0, 6).draw().save(other)
+    images = ("--image", picture, "--image", other)
+    result = as_json("run", TINY, *images, "--prompt", "what is there?", "--out", tmp_path)
+    assert result["overlay"] == str(tmp_path / "kept.png")
+    captions = [caption for caption, _ in drawn]
+    assert captions == [
+        "what the model sees of image 1",
+        "kept 92 of 256 tokens",
+        "what the model sees of image 2",
+        "kept 92 of 256 tokens",
+    ]
+    assert drawn[0][1].tobytes() != drawn[2][1].tobytes()
+    assert drawn[1][1].tobytes() != drawn[3][1].tobytes()
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ import time
 import pytest
 
 from gprune import GPrune, L2NormPruner, UniformGridPruner
+from gprune.cli.console import console
 from gprune.evaluation.runner import Evaluation
 from gprune.evaluation.runs import Run, plan_runs
 from gprune.evaluation.tasks import load_tasks, read_jsonl
@@ -190,3 +191,50 @@ def test_unusable_options_are_refused(tmp_path, jsonl):
     done = evaluate("--tasks", tmp_path / "absent.jsonl", "--out", tmp_path / "absent")
     assert done.exit_code == 2
     assert "absent.png" in done.output
+
+
+def test_results_are_not_lost_without_overwrite(jsonl, tmp_path):
+    out = tmp_path / "out"
+    options = ["--tasks", jsonl, "--out", out]
+    assert evaluate(*options, "--methods", "gprune,graph_cover", "--keep", "0.3").exit_code == 0
+    before = (out / "results.json").read_text()
+    refused = evaluate(*options, "--methods", "gprune", "--keep", "0.5")
+    assert refused.exit_code == 2
+    assert "holds results of gprune 0.3, graph_cover 0.3, which would be lost" in refused.stderr
+    assert (out / "results.json").read_text() == before
+    more = evaluate(*options, "--methods", "gprune,graph_cover", "--keep", "0.3,0.5")
+    assert more.exit_code == 0
+    assert len(json.loads((out / "results.json").read_text())["rows"]) == 5
+    replaced = evaluate(*options, "--methods", "gprune", "--keep", "0.5", "--overwrite")
+    assert replaced.exit_code == 0
+    rows = json.loads((out / "results.json").read_text())["rows"]
+    assert [(row["method"], row["keep"]) for row in rows] == [("full", 1.0), ("gprune", 0.5)]
+    other = ["--max-new-tokens", "3", "--overwrite"]
+    assert evaluate(*options, "--methods", "gprune", "--keep", "0.5", *other).exit_code == 0
+
+
+def test_the_table_fits_eighty_columns(jsonl, tmp_path, monkeypatch):
+    options = ["--tasks", jsonl, "--out", tmp_path / "out", "--methods", "gprune", "--keep", "0.5"]
+    brief = evaluate(*options)
+    for heading in ("method", "keep", "accuracy, %", "retained", "prefill ms"):
+        assert heading in brief.stdout
+    table = [line for line in brief.stdout.splitlines() if line.startswith(("\u2502", "\u2503"))]
+    assert len(table) == 3  # no row is broken
+    assert all(len(line) <= 80 for line in table)
+    monkeypatch.setattr(console, "width", 200)
+    assert "loyalty" in evaluate(*options, "--wide").stdout
+
+
+def test_an_interrupted_evaluation_says_how_to_go_on(jsonl, tmp_path, monkeypatch):
+    def interrupt(self, tokens):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(L2NormPruner, "score", interrupt)
+    options = ["--methods", "l2_norm", "--keep", "0.3", "--tasks", jsonl, "--out", tmp_path / "out"]
+    stopped = evaluate(*options)
+    assert stopped.exit_code == 130
+    stored = len((tmp_path / "out" / "predictions" / "full.jsonl").read_text().splitlines())
+    assert f"interrupted: {stored} of {2 * stored} answers are stored in" in stopped.stderr
+    assert "run the same command again to go on" in stopped.stderr
+    monkeypatch.undo()
+    assert evaluate(*options).exit_code == 0

@@ -26,7 +26,7 @@ from gprune.tinyvlm.questions import QUESTION_TYPES
         ('{"image": "b.png", "question": "what?", "answer": "3"}', "image 'b.png' does not exist"),
         (
             '{"image": "a.png", "question": "wh\xe4t?", "answer": "3"}',
-            "line 2 cannot be read: 'utf",
+            "line 2 cannot be read: byte 34 is not UTF-8",
         ),
         ('{"image": "a.png", "question": "\\ud800", "answer": "3"}', "surrogates not allowed"),
         ('{"image": {"a.png": 1}, "question": "what?", "answer": "3"}', "must be text"),
