@@ -171,7 +171,7 @@ class Scorer:
             try:
                 pruner = run.pruner()
                 encoded = self.encoded
-                if pruner is not None and pruner.signals:
+                if pruner is not None and (pruner.signals or pruner.optional_signals):
                     encoded = self.with_signals(pruner)
                 outcomes = score(self.model, self.samples, pruner, encoded)
             except UnsupportedModelError as refusal:
@@ -186,7 +186,8 @@ class Scorer:
 
         A method that reads the question gets a picture once per question.
         """
-        if pruner.signals not in self.recorded:
+        names = (*pruner.signals, *pruner.optional_signals)
+        if names not in self.recorded:
             by_question = "text" in pruner.signals
             prompts = [
                 (sample.image, questions)
@@ -197,7 +198,7 @@ class Scorer:
                     else [sample.questions]
                 )
             ]
-            self.recorded[pruner.signals] = [
+            self.recorded[names] = [
                 Encoded(
                     record_tokens(pruner, self.model, self.processor, part),
                     [questions for _, questions in part],
@@ -205,7 +206,7 @@ class Scorer:
                 for start in range(0, len(prompts), BATCH)
                 for part in [prompts[start : start + BATCH]]
             ]
-        return self.recorded[pruner.signals]
+        return self.recorded[names]
 
     def generate_answers(self, run: Run) -> list[bool]:
         """Scores a run with ``generate``, which is much slower but supports every method."""

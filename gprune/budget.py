@@ -64,7 +64,7 @@ class PartBudgets:
             )
 
 
-def check_keep(keep: float | int) -> float | int:
+def check_keep(keep: Budget) -> float | int:
     """Returns ``keep`` as a plain float or int.
 
     Raises:
@@ -163,7 +163,7 @@ def parts_per_million(keep: float) -> int:
     return round(keep * MILLION)
 
 
-def kept_count(n: int, keep: float | int) -> int:
+def kept_count(n: int, keep: Budget) -> int:
     """Returns how many of ``n`` tokens to keep: at least 1, at most ``n``.
 
     A float is a retention ratio: ``floor(n * keep)``, computed in integer parts per million. An int

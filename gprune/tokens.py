@@ -178,7 +178,8 @@ class VisualTokens:
         Raises:
             ValueError: ``keys`` is missing.
         """
-        return self._keys_by_head().float().mean(1)
+        keys = self._keys_by_head().float()
+        return keys[:, 0] if keys.shape[1] == 1 else keys.mean(1)
 
     def _keys_by_head(self) -> Tensor:
         """Returns the keys as [n, heads, c]."""

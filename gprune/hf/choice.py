@@ -139,11 +139,9 @@ class TokenChooser:
         """
         self.model, self.pruner, self.family = model, pruner, family
         self._tower: Any = getattr(pruner, "text_tower", None)
-        signals = [*pruner.signals, *pruner.optional_signals]
-        if self._tower is not None and "vision" not in signals:
-            signals.append("vision")
-        depth = getattr(pruner, "object_depth", 1.0)
-        self.vision = VisionSignals(model, family, signals, depth)
+        required = [*pruner.signals, *(["vision"] if self._tower is not None else [])]
+        depth = getattr(pruner, "object_depth", None) or family.object_depth
+        self.vision = VisionSignals(model, family, required, depth, pruner.optional_signals)
         if self._tower is not None:
             self._tower.check(model)
 
@@ -170,24 +168,35 @@ class TokenChooser:
     def questions(self, call: dict[str, Any], past: int) -> list[Tensor] | None:
         """Embeds the text of each row of a call; None for methods that read no text.
 
-        Synchronises the host once per row, because the text's length must be known.
+        A text tower embeds the bare question, the language model all text of the row. Synchronises
+        the host once per row, because the text's length must be known.
 
         Args:
             call: the arguments.
             past: logical length of the cache before the call.
 
         Returns:
-            for each row [m, e].
+            for each row [m, e]; with a text tower [0, 0] for a row without images.
+
+        Raises:
+            ValueError: the text tower does not find the question, see `CLIPTextTower`.
         """
         if "text" not in self.pruner.signals:
             return None
         ids = call["input_ids"]
         is_text = full_mask(call, past)[:, past:].bool()
+        is_visual = torch.zeros_like(is_text)
         for modality in self.family.modalities:
-            is_text = is_text & (ids != self.family.token_id(self.model, modality))
-        has_tower = self._tower is not None
-        embed = self._tower.embed_text if has_tower else self.model.get_input_embeddings()
-        return [embed(row[words]).detach() for row, words in zip(ids, is_text, strict=True)]
+            is_visual = is_visual | (ids == self.family.token_id(self.model, modality))
+        is_text = is_text & ~is_visual
+        if self._tower is None:
+            embed = self.model.get_input_embeddings()
+            return [embed(row[words]).detach() for row, words in zip(ids, is_text, strict=True)]
+        # A row without images may have a prompt in which no question can be found.
+        return [
+            self._tower.embed_text(row[words]) if visual else torch.empty(0, 0)
+            for row, words, visual in zip(ids, is_text, is_visual.any(1).tolist(), strict=True)
+        ]
 
     def locate(
         self, ids: Tensor, positions: Tensor, modality: str, output: Any

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from transformers import Cache, PreTrainedModel
 
+from gprune.budget import ADAPTIVE
 from gprune.device import require
 from gprune.hf.cache import PrunedCache
 from gprune.hf.calls import bind_arguments, find_cache, full_mask, require_2d_mask
@@ -175,7 +176,8 @@ class PrunedModel:
         ]
         call["mm_encoder_outputs"] = {**(call.get("mm_encoder_outputs") or {}), **outputs}
         call["position_ids"] = positions
-        if not any(selection.dropped_count for selection in self.selections):
+        dropped = any(selection.dropped_count for selection in self.selections)
+        if not dropped and not self._merges_all():
             # The model gets its own call, so that its results are bit-identical.
             self.kept_mask = torch.ones_like(ids, dtype=torch.bool)
             if isinstance(cache, PrunedCache):
@@ -228,6 +230,12 @@ class PrunedModel:
                 output, selection.kept_rows, features
             )
         return shortened
+
+    def _merges_all(self) -> bool:
+        """Tells whether an adaptive method merges tokens and drops none."""
+        return self.pruner.keep == ADAPTIVE and any(
+            image.reduced.merges for selection in self.selections for image in selection.images
+        )
 
     def _check_weights(self, cache: PrunedCache) -> None:
         """Checks that a method goes on weighing the keys of a cache that have weights.

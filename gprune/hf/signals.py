@@ -20,6 +20,7 @@ from gprune.errors import UnsupportedModelError
 from gprune.hf.encoder_attention import FUSED, PROJECTED, AttentionInputs, attention_inputs
 from gprune.hf.overrides import override_method
 from gprune.layouts import Family, Patches, has_cls
+from gprune.tokens import SIGNALS
 
 # Signals that are recorded from the layer whose features the model takes.
 FEATURE_LAYER_SIGNALS = {"cls_attention", "attention", "mean_attention", "keys"}
@@ -35,11 +36,17 @@ class VisionSignals:
     """Hooks a model's vision encoder inside a ``with`` block and records what a method reads.
 
     Attributes:
-        names: the signals, keys of `gprune.tokens.SIGNALS`.
+        required: the signals that the method needs, keys of `gprune.tokens.SIGNALS`.
+        names: these, and the optional ones that the encoder has.
     """
 
     def __init__(
-        self, model: Any, family: Family, names: Sequence[str], object_depth: float
+        self,
+        model: Any,
+        family: Family,
+        names: Sequence[str],
+        object_depth: float,
+        optional: Sequence[str] = (),
     ) -> None:
         """Finds the layers to hook.
 
@@ -48,24 +55,27 @@ class VisionSignals:
             family: its layout.
             names: the signals to record; ``text`` is ignored.
             object_depth: where ``object_attention`` is read, as a share of the encoder's depth.
+            optional: further signals, recorded where ``names`` could be.
 
         Raises:
             UnsupportedModelError: the model has no such signal; the message says why.
+            ValueError: two signals are one field of the tokens.
         """
         self.model, self.family = model, family
-        self.names = [name for name in names if name != "text"]
+        self.required = [name for name in names if name != "text"]
+        self.names = [*self.required]
         self._local = threading.local()
+        optional = [name for name in optional if name not in names]
+        if optional and (self.required or has_known_attention(family.tower(model))):
+            self.names += optional
+        check_fields(self.names)
         if not self.names:
             return
         tower = family.tower(model)
         layers = attention_layers(tower, family.title)
         self._cls = has_cls(tower)
-        if CLS_SIGNALS & set(self.names) and not self._cls:
-            raise UnsupportedModelError(
-                f"the vision encoder of {type(model).__name__} ({type(tower).__name__}) has no CLS "
-                "token, whose attention the method ranks by; use visionzip, vispruner or holov, "
-                "which rank by the attention received from all tokens there"
-            )
+        if CLS_SIGNALS & set(self.names):
+            require_cls(model, tower)
         self._layer = layers[feature_layer(model.config, len(layers))]
         self._last_layer = layers[-1]
         self._object_layer = layers[max(round(object_depth * len(layers)), 1) - 1]
@@ -142,20 +152,22 @@ class VisionSignals:
             )
 
     def of(self, output: Any) -> list[dict[str, Tensor]] | None:
-        """Returns the signals of each image in an encoder output; None if there are none to record.
+        """Returns the signals of each image in an encoder output; None if there are none.
+
+        An output from outside the ``with`` block has no optional signals either.
 
         Raises:
-            ValueError: the output was encoded outside the ``with`` block.
+            ValueError: the output was encoded outside, and the method needs a signal.
         """
-        if not self.names:
-            return None
         names, records = getattr(output, "signals", ((), []))
-        if names != self.names:
+        if self.names and names == self.names:
+            return records
+        if self.required:
             raise ValueError(
-                f"mm_encoder_outputs come without {' and '.join(self.names)}, which the method "
+                f"mm_encoder_outputs come without {' and '.join(self.required)}, which the method "
                 "needs: encode inside the `with` block, or pass the pixels"
             )
-        return records
+        return None
 
     @torch.no_grad()
     def _per_image(
@@ -173,7 +185,7 @@ class VisionSignals:
         ]
         for own in signals:
             if "keys" in own:
-                own["keys"] = own["keys"].unflatten(-1, (self._local.heads, -1))
+                own["keys"] = own["keys"].reshape(len(own["keys"]), self._local.heads, -1)
         return signals
 
     def _records(self) -> dict[str, Tensor] | None:
@@ -230,7 +242,43 @@ class VisionSignals:
         records = self._records()
         if records is not None:
             hidden = output[0] if isinstance(output, tuple) else output
-            records["vision"] = hidden.detach().float()
+            # Encoders that pack images into one sequence have no batch dimension.
+            records["vision"] = hidden.detach().float().view(-1, *hidden.shape[-2:])
+
+
+def require_cls(model: Any, tower: Any) -> None:
+    """Checks that a model's vision encoder has a CLS token.
+
+    Raises:
+        UnsupportedModelError: it has not.
+    """
+    if not has_cls(tower):
+        raise UnsupportedModelError(
+            f"the vision encoder of {type(model).__name__} ({type(tower).__name__}) has no CLS "
+            "token, whose attention the method ranks by; use visionzip, vispruner or holov, "
+            "which rank by the attention received from all tokens there"
+        )
+
+
+def check_fields(names: Sequence[str]) -> None:
+    """Checks that no two signals are one field of `gprune.tokens.VisualTokens`.
+
+    Raises:
+        ValueError: two are.
+    """
+    signals: dict[str, str] = {}
+    for name in names:
+        field, _ = SIGNALS[name]
+        other = signals.setdefault(field, name)
+        if other != name:
+            raise ValueError(
+                f"signals {other} and {name} are both the tokens' {field}; declare one of them"
+            )
+
+
+def has_known_attention(tower: Any) -> bool:
+    """Returns whether the attention of a vision encoder can be recomputed."""
+    return any(type(module).__name__ in PROJECTED + FUSED for module in tower.modules())
 
 
 def attention_layers(tower: Any, title: str) -> list[Any]:

@@ -27,13 +27,13 @@ from gprune.tokens import Group
 
 def row_projector(model: Any) -> Callable[[Tensor], Tensor] | None:
     """Returns the projector of a LLaVA model; None if it reads several layers of its encoder."""
-    if not isinstance(getattr(model.config, "vision_feature_layer", -1), int):
+    if not isinstance(getattr(model.config, "vision_feature_layer", None), int):
         return None
     projector = model.base_model.multi_modal_projector
-    weight = next(projector.parameters())
 
     def project(vision: Tensor) -> Tensor:
-        projected: Tensor = projector(vision.to(weight.device, weight.dtype)[None])[0]
+        # The model's dtype: a quantised projector can have integer weights, or no parameters.
+        projected: Tensor = projector(vision.to(model.dtype)[None])[0]
         return projected
 
     return project

@@ -82,11 +82,13 @@ class Pruner(ABC):
             )
         object.__setattr__(self, "keep", check_rule(self.keep))
 
-    @classmethod
-    def needs_features_only(cls) -> bool:
-        """Whether the method chooses from the projected features of one group and nothing else."""
-        reads = cls.signals or cls.optional_signals
-        return cls.scope == "group" and not reads and not cls.proportional
+    def needs_features_only(self) -> bool:
+        """Whether the method chooses from the projected features of one group and nothing else.
+
+        It then also keeps as many tokens as its budget says, which a server counts beforehand.
+        """
+        reads = self.signals or self.optional_signals
+        return self.scope == "group" and not reads and not self.proportional
 
     def select(self, tokens: VisualTokens) -> Tensor:
         """Returns the indices of the tokens to keep, int64 [k], ascending and unique.

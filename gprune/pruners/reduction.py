@@ -133,8 +133,28 @@ class Reduction:
 
 
 def weighted_sum(weights: Tensor, features: Tensor) -> Tensor:
-    """Returns ``weights`` [k, n] times ``features`` [n, d], summed in float32, in their dtype."""
-    return (weights.float() @ features.float()).to(features.dtype)
+    """Returns ``weights`` [k, n] times ``features`` [n, d], summed in float32, in their dtype.
+
+    Sums beyond the range of the dtype become its limits.
+    """
+    sums = sum_by_product if features.device.type != "cpu" else sum_by_index
+    limit = min(torch.finfo(features.dtype).max, torch.finfo(torch.float32).max)
+    total = torch.nan_to_num(sums(weights.float(), features.float()), nan=0.0)
+    return total.clamp(-limit, limit).to(features.dtype)
+
+
+def sum_by_product(weights: Tensor, features: Tensor) -> Tensor:
+    """Computes `weighted_sum` as a product; float32 [k, d]."""
+    return weights @ features
+
+
+def sum_by_index(weights: Tensor, features: Tensor) -> Tensor:
+    """Computes `weighted_sum` in O(nd) where tokens have a weight in one row; float32 [k, d]."""
+    if int(weights.count_nonzero()) > 2 * len(features):
+        return sum_by_product(weights, features)
+    rows, tokens = weights.nonzero(as_tuple=True)
+    total = features.new_zeros(len(weights), features.shape[1])
+    return total.index_add(0, rows, weights[rows, tokens, None] * features[tokens])
 
 
 def members_of(kept: Tensor, target: Tensor) -> Tensor:

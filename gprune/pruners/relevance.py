@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -15,6 +16,18 @@ def text_similarity(tokens: VisualTokens) -> Tensor:
     visual = F.normalize(tokens.in_text_space().double(), dim=1)
     question = F.normalize(tokens.text.double(), dim=1).mean(0)
     return (visual @ question).float()
+
+
+def text_product(tokens: VisualTokens) -> Tensor:
+    """Returns the mean dot product of each token with the question's embeddings, float32 [n].
+
+    Neither side is brought to unit length. Products beyond float32's range become its limits.
+    """
+    assert tokens.text is not None  # by `signals`
+    # In float64, as in `text_similarity`.
+    product = tokens.in_text_space().double() @ tokens.text.double().mean(0)
+    limits = torch.finfo(torch.float32)
+    return product.clamp(limits.min, limits.max).float()
 
 
 def relevance(tokens: VisualTokens) -> Tensor:

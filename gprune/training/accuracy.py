@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import LlavaForConditionalGeneration, PreTrainedTokenizerFast
 
 from gprune.pruners import Pruner
+from gprune.pruners.image import project_merged
 from gprune.tinyvlm import easyvqa
 from gprune.tinyvlm.contents import GRID
 from gprune.tinyvlm.questions import QUESTION_TYPES, Question
@@ -158,7 +159,8 @@ def _score_batch(
     tokenizer: PreTrainedTokenizerFast,
 ) -> list[list[bool]]:
     """Scores one batch of pictures, see `score`."""
-    reductions = [reduced(tokens, pruner) for tokens in batch.tokens]
+    project = model.model.multi_modal_projector
+    reductions = [reduced(tokens, pruner, project) for tokens in batch.tokens]
     outcomes: dict[int, list[bool]] = {}
     # One pass for all pictures with the same number of kept tokens: with a fixed budget, for all.
     for count in sorted({len(kept) for kept, _, _ in reductions}):
@@ -174,8 +176,15 @@ def _score_batch(
     return [outcomes[row] for row in range(len(reductions))]
 
 
-def reduced(tokens: VisualTokens, pruner: Pruner | None) -> tuple[Tensor, Tensor, Tensor]:
+def reduced(
+    tokens: VisualTokens, pruner: Pruner | None, project: Callable[[Tensor], Tensor]
+) -> tuple[Tensor, Tensor, Tensor]:
     """What reaches the language model of one picture.
+
+    Args:
+        tokens: of the picture.
+        pruner: None keeps all tokens.
+        project: the model's projector.
 
     Returns:
         the kept tokens, int64 [k]; their features, [k, d]; and how many tokens each counts for in
@@ -185,7 +194,10 @@ def reduced(tokens: VisualTokens, pruner: Pruner | None) -> tuple[Tensor, Tensor
         every = torch.arange(len(tokens))
         return every, tokens.features, torch.ones(len(tokens))
     reduction = pruner.reduce(tokens)
-    features = reduction.features(tokens.features)
+    if pruner.merges_before_projector and tokens.vision is not None and reduction.merges:
+        features = project_merged(reduction, tokens.features, tokens.vision, project)
+    else:
+        features = reduction.features(tokens.features)
     counts = reduction.member_counts() if pruner.proportional else torch.ones(len(features))
     return reduction.positions(len(tokens)), features, counts
 

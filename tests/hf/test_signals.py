@@ -17,9 +17,9 @@ from gprune import SCOPE, TRIM, CDPruner, GPrune, UnsupportedModelError, VisionZ
 from gprune.hf.encoder_attention import FUSED, PROJECTED
 from gprune.hf.signals import feature_layer
 from gprune.layouts import family_of, has_cls
+from gprune.proof.batches import GREEDY, Batch, add_video, make_batch
+from gprune.proof.models import IMAGE, SPECIMENS, VIDEO
 from gprune.pruners.base import ScorePruner
-from tests.hf.batches import GREEDY, Batch, add_video, make_batch
-from tests.hf.models import IMAGE, SPECIMENS, VIDEO
 from tests.hf.signal_specimens import CORE, SEEN, build
 
 
@@ -214,7 +214,8 @@ def test_keys_are_those_of_the_layer():
     hook = layer.k_proj.register_forward_hook(lambda m, args, out: seen.append(out))
     shown = shown_attention(model, batch.inputs, Watch(0.5))
     hook.remove()
-    assert torch.allclose(shown[0].keys, seen[0][0, 1:], atol=1e-6)
+    assert shown[0].keys.shape == (16, 4, 8)  # by head
+    assert torch.allclose(shown[0].keys.flatten(1), seen[0][0, 1:], atol=1e-6)
 
 
 @pytest.mark.parametrize("beams", [1, 3])

@@ -50,38 +50,6 @@ def test_keeping_everything_changes_nothing(pruner, dtype):
     assert torch.equal(found.features(x), x)
 
 
-@given(n=st.integers(2, 24), seed=st.integers(0, 999), k=st.integers(1, 24))
-@settings(deadline=None, max_examples=60)
-def test_tome_is_bipartite_soft_matching(n, seed, k):
-    """Follows the definition, with lists of members."""
-    x = features(n, 6, seed)
-    k = min(k, n)
-    groups = [[i] for i in range(n)]  # the last index of a group is its position
-
-    def mean(group: list[int]) -> np.ndarray:
-        return x.numpy()[sorted(group)].astype(np.float64).mean(0)
-
-    while len(groups) > k:
-        first, second = groups[::2], groups[1::2]
-        pairs = []
-        for i, one in enumerate(first):
-            near = [
-                mean(one) @ mean(other) / np.linalg.norm(mean(one)) / np.linalg.norm(mean(other))
-                for other in second
-            ]
-            pairs.append((max(near), i, int(np.argmax(near))))
-        pairs.sort(key=lambda pair: (-pair[0], pair[1]))
-        for _, i, j in pairs[: len(groups) - k]:
-            second[j][:0] = first[i]
-            first[i].clear()
-        groups = [group for group in groups if group]
-    found = ToMe(k).reduce_groups([VisualTokens(x)])[0]
-    assert found.kept.tolist() == [group[-1] for group in groups]
-    assert {frozenset(group) for group in groups} == {
-        frozenset((found.members == index).nonzero().squeeze(1).tolist()) for index in range(k)
-    }
-
-
 def test_average_pooling_of_a_divisible_raster_is_average_pooling():
     x = features(64, 3, 1)
     found = AveragePooling(16).reduce(VisualTokens(x, grid=(8, 8)))

@@ -1,4 +1,4 @@
-"""CDPruner, TRIM, SCOPE and VLM-Pruner against naive implementations; missing signals."""
+"""CDPruner and SCOPE against naive implementations; missing signals."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import gprune
-from gprune import SCOPE, TRIM, CDPruner, VisualTokens, VLMPruner
+from gprune import SCOPE, TRIM, CDPruner, VisualTokens
 from gprune.graph import CosineRows, cosine_similarity
 from gprune.pruners.cdpruner import KernelRows, greedy_map
 from gprune.pruners.scope import greedy_cover
@@ -91,21 +91,6 @@ def test_the_token_that_the_question_asks_about_is_kept():
         assert relevant in TRIM(3).select(tokens)
 
 
-@given(**SIZES)
-@settings(deadline=None, max_examples=60)
-def test_trim(rows, columns, seed, share):
-    tokens = group(rows, columns, seed)
-    k = max(1, int(len(tokens) * share))
-    order = ranked(torch.from_numpy(similarity_to_text(tokens, tokens.features)).float())
-    found = TRIM(k).reduce(tokens)
-    kept, means = found.kept, found.features(tokens.features)
-    assert kept.tolist() == sorted(order[:k])
-    rest = tokens.features[order[k - 1 :]].mean(0)
-    for token, mean in zip(kept.tolist(), means, strict=True):
-        expected = rest if token == order[k - 1] else tokens.features[token]
-        assert torch.allclose(mean, expected, atol=1e-5)
-
-
 @example(rows=2, columns=3, seed=0, share=0.5, power=0.0)  # two tokens with equal gains
 @example(rows=5, columns=7, seed=6, share=0.984375, power=2.0)  # saliency of 1e-10
 @given(**SIZES, power=st.sampled_from([0.0, 1.0, 2.0]))
@@ -167,58 +152,6 @@ def test_coverage_grows_less_and_less():
     assert sorted(chosen.tolist()) == list(range(12))
 
 
-@given(**SIZES, pivots=st.integers(1, 5), buffering=st.sampled_from([0.0, 0.5, 3.0]))
-@settings(deadline=None, max_examples=60)
-def test_vlm_pruner(rows, columns, seed, share, pivots, buffering):
-    tokens = group(rows, columns, seed)
-    n = len(tokens)
-    k = max(1, int(n * share))
-    x = tokens.features.double().numpy()
-    similarity = cosines(tokens.features).clip(0)
-    chosen = [int(np.abs(x).sum(1).argmax())]
-    while len(chosen) < min(pivots, k):
-        rest = [i for i in range(n) if i not in chosen]
-        chosen.append(max(rest, key=lambda i: min(np.linalg.norm(x[i] - x[j]) for j in chosen)))
-
-    def apart(i: int, j: int) -> float:
-        return math.hypot(i // columns - j // columns, i % columns - j % columns)
-
-    while len(chosen) < k:
-        rest = [i for i in range(n) if i not in chosen]
-        far = {i: min(apart(i, j) for j in chosen) for i in range(n)}
-        most = max(1, *far.values())
-        redundancy = {
-            i: round(max(similarity[i, j] for j in chosen) * (1 + buffering * far[i] / most), 6)
-            for i in rest
-        }
-        chosen.append(min(rest, key=lambda i: (redundancy[i], i)))
-    pruner = VLMPruner(k, pivots=pivots, buffering=buffering)
-    found = pruner.reduce(tokens)
-    kept, means = found.kept, found.features(tokens.features)
-    assert kept.tolist() == sorted(chosen)
-    weights = {j: {j: 1.0} for j in chosen}
-    for i in set(range(n)) - set(chosen):
-        into = max(sorted(chosen), key=lambda j: similarity[i, j])
-        weights[into][i] = similarity[i, into]
-    for j, mean in zip(kept.tolist(), means, strict=True):
-        total = sum(weights[j].values())
-        expected = sum(weight * x[i] for i, weight in weights[j].items()) / total
-        assert np.allclose(mean.numpy(), expected, atol=1e-4)
-
-
-def test_vlm_pruner_takes_far_tokens_last():
-    """The more buffering, the nearer the kept tokens lie to the pivot."""
-    x = torch.randn(100, 32, generator=torch.Generator().manual_seed(0))
-    tokens = VisualTokens(x, grid=(10, 10))
-
-    def reach(buffering: float) -> float:
-        kept = VLMPruner(12, pivots=1, buffering=buffering, fuse=False).select(tokens)
-        places = torch.stack([kept // 10, kept % 10], 1).float()
-        return float(torch.cdist(places, places).mean())
-
-    assert reach(50.0) < reach(0.0)
-
-
 WITH_SIGNALS = [name for name in gprune.methods() if gprune.make(name, keep=1.0).signals]
 
 
@@ -237,7 +170,7 @@ def test_a_missing_signal_is_named(name):
             pruner.select(VisualTokens(whole.features, grid=(3, 4), **given))
 
 
-@pytest.mark.parametrize("name", [*WITH_SIGNALS, "vlm_pruner"])
+@pytest.mark.parametrize("name", WITH_SIGNALS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_ties_threads_and_dtypes(name, dtype):
     same = VisualTokens(
@@ -260,15 +193,13 @@ def test_ties_threads_and_dtypes(name, dtype):
         torch.set_num_threads(threads)
     assert torch.equal(one.kept, pruner.select(tokens))
     assert one.features(tokens.features).dtype == dtype
-    assert len(gprune.make(name, keep=0.5).select(with_signals(torch.zeros(8, 3)))) == 4
+    assert len(gprune.make(name, keep=0.5).reduce(with_signals(torch.zeros(8, 3)))) == 4
 
 
 @pytest.mark.parametrize(
     ("make", "message"),
     [
         (lambda: SCOPE(0.5, power=-1.0), "power=-1.0"),
-        (lambda: VLMPruner(0.5, pivots=0), "pivots=0"),
-        (lambda: VLMPruner(0.5, buffering=math.inf), "buffering=inf"),
     ],
 )
 def test_parameters_out_of_range(make, message):

@@ -1,0 +1,1 @@
+"""Compares the methods with what their authors' released code gave; see ``vectors/SOURCES.md``."""
