@@ -8,7 +8,7 @@ holds; attention masks and query offsets use it. The logical length adds the dro
 from __future__ import annotations
 
 from abc import abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -197,16 +197,20 @@ class LayerSlots:
         first: the first of these layers.
         origin: position of each slot, -1 for padding, int64 [b, p].
         mask: false at padding, bool [b, p].
+        shift: by how much the position ids of what follows are lower in these layers than in the
+            first, int64 [b]; None if they are the same.
     """
 
     first: int
     origin: Tensor
     mask: Tensor
+    shift: Tensor | None = None
 
     def take_rows(self, rows: Tensor) -> LayerSlots:
         """Returns the slots of some batch rows."""
         rows = rows.to(self.origin.device)
-        return LayerSlots(self.first, self.origin[rows], self.mask[rows])
+        shift = None if self.shift is None else self.shift[rows]
+        return LayerSlots(self.first, self.origin[rows], self.mask[rows], shift)
 
 
 class StagedCache(HookedCache):
@@ -250,7 +254,7 @@ class StagedCache(HookedCache):
                 "different parts of them; start from an empty cache"
             )
         length = slots.origin.shape[1] - count
-        return LayerSlots(slots.first, slots.origin[:, :length], slots.mask[:, :length])
+        return replace(slots, origin=slots.origin[:, :length], mask=slots.mask[:, :length])
 
     def physical_mask(self, slots: LayerSlots, mask: Tensor | None, query_length: int) -> Tensor:
         """Returns the mask over a layer's slots and new tokens, [b, slots + query_length].

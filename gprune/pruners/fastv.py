@@ -16,14 +16,18 @@ class FastV(DecoderPruner):
 
     Chen, Zhao, Liu, Bai, Lin, Zhou, Chang: "An Image is Worth 1/2 Tokens After Layer 2:
     Plug-and-Play Inference Acceleration for Large Vision-Language Models", ECCV 2024,
-    arXiv 2403.06764.
+    arXiv 2403.06764. Released code: pkunlp-icler/FastV, commit d165972, without a licence of its
+    own; this class follows its observed behaviour.
 
-    Layers 0 to K - 1 process every token. The last token's attention in layer K - 1, averaged over
-    heads, ranks the visual tokens; the highest stay for layers K and later, with their positions.
+    Layers 0 to K - 1 process every token. The last token's attention in layer K - 1, a softmax over
+    the whole sequence, averaged over heads, ranks the visual tokens; the highest stay for layers K
+    and later, with their positions. Tokens are removed; the released code also has a variant that
+    masks them, and one that prunes the KV cache alone.
 
     Attributes:
-        keep: share of the visual tokens from layer K on, 1 - R in the paper, or a count.
-        layer: K >= 1; 2 is the paper's setting.
+        keep: share of the visual tokens from layer K on, 1 - R in the paper, rounded down as in the
+            released file for lmms-eval; or a count, R₁ of the released configuration.
+        layer: K >= 1; 2 is the paper's setting, 3 that of the file for lmms-eval.
 
     Raises:
         ValueError: ``layer`` is below 1; or, when applied to a model, not below its number of

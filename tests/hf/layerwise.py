@@ -3,19 +3,49 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import DynamicCache
 
+from gprune.layouts import cache_name
 from gprune.proof.batches import Batch
 from gprune.proof.models import IMAGE, VIDEO
 
-# Returns attention weights [b, heads, L, L] of the previous layer, or if true of the next one.
-AttentionReader = Callable[[bool], Tensor]
-# Called before each layer with its index, its input [b, L, d] and an attention reader. Returns the
-# columns to hide from this and later layers, bool [b, L], and the layer's input to use instead.
-BeforeLayer = Callable[[int, Tensor, AttentionReader], tuple[Tensor, Tensor]]
+
+@dataclass
+class Reader:
+    """What a method can read before a layer.
+
+    Attributes:
+        attention: returns the weights [b, heads, L, L] of the previous layer, or if true of the
+            next one.
+        keys: returns the keys that the previous layer caches, [b, kv heads, L, head_dim].
+    """
+
+    attention: Callable[[bool], Tensor]
+    keys: Callable[[], Tensor]
+
+
+@dataclass
+class Change:
+    """What happens before a layer.
+
+    Attributes:
+        hide: columns to hide from this and later layers, bool [b, L].
+        hidden: the layer's input to use instead, [b, L, d].
+        order: for each place the column that moves there, int64 [b, L]; None if all stay.
+    """
+
+    hide: Tensor
+    hidden: Tensor
+    order: Tensor | None = None
+
+
+# Called before each layer with its index, its input [b, L, d] and a reader.
+BeforeLayer = Callable[[int, Tensor, Reader], Change]
 
 
 def embedded(model: Any, batch: Batch) -> Tensor:
@@ -43,36 +73,47 @@ def run(
         model: with the eager kernel, which returns attention weights.
         embeds: [b, L, d].
         real: false at padding, bool [b, L].
-        positions: [..., b, L].
+        positions: of the first layer, [..., b, L]. If ``before_layer.compact`` is true, each layer
+            numbers the tokens that it sees one by one from the position of the first.
         before_layer: called before each layer.
     """
     decoder = model.get_decoder()
+    compact = getattr(before_layer, "compact", False)
     b, length, _ = embeds.shape
     causal = torch.ones(length, length, dtype=torch.bool).tril()
-    embeddings = decoder.rotary_emb(embeds, positions)
-    hidden, found = embeds, []
-    hidden_columns = torch.zeros(b, length, dtype=torch.bool)
+    hidden, found, cached = embeds, [], []
+    visible = real.clone()
 
-    def run_layer(layer: Any, hidden: Tensor) -> tuple[Tensor, Tensor]:
-        seen = causal & (real & ~hidden_columns)[:, None]  # [b, L, L]
+    def run_layer(layer: Any, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        seen = causal & visible[:, None]  # [b, L, L]
         mask = torch.zeros(b, 1, length, length).masked_fill(~seen[:, None], -1e30)
+        own = positions
+        if compact:
+            first = torch.where(real, positions, 10**9).amin(-1, keepdim=True)
+            own = (first + visible.cumsum(1) - 1).clamp(min=0)
         weights: list[Tensor] = []
         handle = layer.self_attn.register_forward_hook(
             lambda module, args, output: weights.append(output[1])
         )
-        output = layer(hidden, attention_mask=mask, position_embeddings=embeddings)
+        cache, embeddings = DynamicCache(), decoder.rotary_emb(hidden, own)
+        arguments = {cache_name(layer.forward): cache}
+        output = layer(hidden, attention_mask=mask, position_embeddings=embeddings, **arguments)
         handle.remove()
-        return output, weights[0]
+        return output, weights[0], cache.layers[layer.self_attn.layer_idx].keys
 
     for index, layer in enumerate(decoder.layers):
 
-        def read_attention(ahead: bool, layer: Any = layer, hidden: Tensor = hidden) -> Tensor:
+        def read(ahead: bool, layer: Any = layer, hidden: Tensor = hidden) -> Tensor:
             return run_layer(layer, hidden)[1] if ahead else found[-1]
 
-        newly_hidden, hidden = before_layer(index, hidden, read_attention)
-        hidden_columns = hidden_columns | newly_hidden
-        hidden, weights = run_layer(layer, hidden)
+        change = before_layer(index, hidden, Reader(read, lambda: cached[-1]))
+        hidden, visible = change.hidden, visible & ~change.hide
+        if change.order is not None:
+            hidden = hidden.gather(1, change.order[..., None].expand_as(hidden))
+            visible = visible.gather(1, change.order)
+        hidden, weights, keys = run_layer(layer, hidden)
         found.append(weights)
+        cached.append(keys)
     return model.lm_head(decoder.norm(hidden)), found
 
 

@@ -1,4 +1,4 @@
-"""Recomputes attention of a language model's layer for a few queries."""
+"""Recomputes keys and attention of a language model's layer."""
 
 from __future__ import annotations
 
@@ -21,12 +21,25 @@ TESTED_ATTENTION = (
 )
 
 
+def keys_of(layer: Any, hidden: Tensor, embeddings: tuple[Tensor, Tensor]) -> Tensor:
+    """Returns a layer's keys as it caches them, after RoPE, [b, p, kv heads, head_dim].
+
+    Args:
+        layer: a decoder layer.
+        hidden: hidden states that enter it, [b, p, d].
+        embeddings: cosines and sines of the rotary embedding, [b, p, head_dim] each.
+    """
+    cos, sin = (values.unsqueeze(2) for values in embeddings)  # [b, p, 1, head_dim]
+    return rotate(projected(layer.self_attn, "k", layer.input_layernorm(hidden)), cos, sin)
+
+
 def attention_of(
     layer: Any,
     hidden: Tensor,
     embeddings: tuple[Tensor, Tensor],
     queries: Sequence[Tensor],
     real: Tensor,
+    keys: Tensor | None = None,
 ) -> list[Tensor]:
     """Returns the mean over heads of a layer's attention, for a few queries.
 
@@ -36,18 +49,20 @@ def attention_of(
         embeddings: cosines and sines of the rotary embedding, [b, p, head_dim] each.
         queries: for each row the columns of the queries, int64 [r].
         real: false at padding, bool [b, p].
+        keys: `keys_of` of the same arguments, if they have been computed.
 
     Returns:
         for each row the attention of its queries to each column, float32 [r, p].
     """
     attention = layer.self_attn
-    normed = layer.input_layernorm(hidden)
+    if keys is None:
+        keys = keys_of(layer, hidden, embeddings)
     cos, sin = (values.unsqueeze(2) for values in embeddings)  # [b, p, 1, head_dim]
-    keys = rotate(projected(attention, "k", normed), cos, sin)
     columns = torch.arange(hidden.shape[1], device=hidden.device)
     scores = []
     for row, own in enumerate(queries):
-        query = rotate(projected(attention, "q", normed[row, own]), cos[row, own], sin[row, own])
+        normed = layer.input_layernorm(hidden[row, own])
+        query = rotate(projected(attention, "q", normed), cos[row, own], sin[row, own])
         # Query heads that share a key head are adjacent: [r, kv heads, shared, head_dim].
         query = query.view(len(own), keys.shape[2], -1, attention.head_dim).float()
         logits = torch.einsum("rhsd,phd->rhsp", query, keys[row].float()) * attention.scaling

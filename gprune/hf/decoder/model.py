@@ -16,7 +16,8 @@ from gprune.hf.calls import find_cache, full_mask, require_2d_mask
 from gprune.hf.checks import require_uncompiled
 from gprune.hf.decoder.checks import check_call, check_family, check_layers
 from gprune.hf.decoder.continuation import Continuation
-from gprune.hf.decoder.prefill import GroupedModality, LayerCall, Prefill
+from gprune.hf.decoder.grouped import GroupedModality
+from gprune.hf.decoder.prefill import LayerCall, Prefill, Prompt
 from gprune.hf.model import PrunedModel
 from gprune.hf.overrides import override_method
 from gprune.pruners.decoder import DecoderPruner
@@ -38,7 +39,14 @@ class DecoderPrunedModel(PrunedModel):
     """A model whose visual tokens are dropped between its layers.
 
     ``kept_mask`` and ``kept`` describe what reached the last layer, ``visual_by_layer`` how many
-    tokens each layer had. If a method recycles, a kept token may be the mean of several.
+    tokens each layer had. If a method merges, a kept token may be the mean of several; a row that
+    it appends counts as the dropped token whose column in the prompt it has, see
+    `gprune.pruners.reduction.Reduction.positions`.
+
+    With compact positions, each layer from a stage on numbers its tokens without gaps: a token's
+    position there is that in the first layer, less the tokens dropped before it; appended rows
+    stand behind the last visual token of the prompt. Keys are cached as the layer saw them, and
+    tokens that follow the prompt go on from the last position of each layer.
     """
 
     pruner: DecoderPruner
@@ -47,20 +55,16 @@ class DecoderPrunedModel(PrunedModel):
         """Prepares pruning; nothing is hooked yet.
 
         Raises:
-            ValueError: ``positions`` is not ``original``, or the model lacks a layer of a stage.
+            ValueError: the model lacks a layer of a stage.
             UnsupportedModelError: the language model is not of a tested kind.
         """
         super().__init__(model, pruner, positions)
-        if positions != "original":
-            raise ValueError(
-                f"positions={positions!r} is not possible with {pruner.name}: the layers before "
-                "the first stage see every token; pass positions='original'"
-            )
         check_family(model, self.family, pruner)
         self.config = model.config.get_text_config()
         check_layers(model, self.config, pruner)
         require_uncompiled(model, pruner)
-        self.layers = model.get_decoder().layers[: self.config.num_hidden_layers]
+        self.decoder: Any = model.get_decoder()
+        self.layers = self.decoder.layers[: self.config.num_hidden_layers]
         self.stages = pruner.stages(len(self.layers))
         self._state = CallState()
 
@@ -130,7 +134,7 @@ class DecoderPrunedModel(PrunedModel):
         if isinstance(cache, StagedCache):
             length = call["input_ids"].shape[1]
             mask = require_2d_mask(call.get("attention_mask"))
-            self._state.call = Continuation(self.config, cache, mask, length)
+            self._state.call = Continuation(self.decoder, self.config, cache, mask, length)
             cache.hook_active = True
         else:
             super().continue_text(call, cache, past, positions)
@@ -154,15 +158,14 @@ class DecoderPrunedModel(PrunedModel):
         ]
         call["mm_encoder_outputs"] = {**(call.get("mm_encoder_outputs") or {}), **outputs}
         call["position_ids"] = positions
-        prompt = self._state.prompt
-        prefill = Prefill(
-            self.pruner,
-            self.config,
-            self.stages,
+        length = self._state.prompt
+        prompt = Prompt(
             full_mask(call, past)[:, past:].bool(),
             modalities,
-            ids.shape[1] if prompt is None else prompt - past,
+            ids.shape[1] if length is None else length - past,
+            positions if self.positions == "compact" else None,
         )
+        prefill = Prefill(self.pruner, self.decoder, self.config, self.stages, prompt)
         if prefill.drops_nothing() and not isinstance(cache, StagedCache):
             self._report(prefill)  # the layers are left alone, so results are bit-identical
             return

@@ -7,11 +7,11 @@ import torch
 import transformers as tf
 
 from gprune import FastV
-from gprune.hf.decoder.attention import attention_of
+from gprune.hf.decoder.attention import attention_of, keys_of
 from gprune.proof.batches import GREEDY, STEPS, make_batch
 from gprune.proof.models import IMAGE, SPECIMENS, TEXT, builder
 from tests.hf.decoder.reference import Reference
-from tests.hf.layerwise import embedded, greedy, run
+from tests.hf.layerwise import Change, embedded, greedy, run
 
 LANGUAGE_MODELS = {
     "qwen2": lambda: tf.Qwen2Config(**TEXT),
@@ -33,15 +33,15 @@ def llava_with(text):
 
 
 def check_scores(model, eager, batch):
-    """Compares recomputed attention with the weights of the eager kernel."""
+    """Compares recomputed attention and keys with the eager kernel's weights and the cache."""
     embeds, real = embedded(eager, batch), batch.inputs["attention_mask"].bool()
-    inputs, expected = [], []
+    inputs, cached = [], []
 
-    def record(index, hidden, read_attention):
+    def record(index, hidden, reader):
         if index:
-            expected.append(read_attention(False))
+            cached.append(reader.keys())
         inputs.append(hidden)
-        return torch.zeros_like(real), hidden
+        return Change(torch.zeros_like(real), hidden)
 
     positions = batch.positions(eager)
     _, weights = run(eager, embeds, real, positions, record)
@@ -56,6 +56,8 @@ def check_scores(model, eager, batch):
         for row, scores in enumerate(found):
             assert scores.dtype == torch.float32
             assert (scores - full[row].mean(0)[queries[row]]).abs().max() <= 1e-6
+    for layer, hidden, keys in zip(decoder.layers, inputs, cached, strict=False):
+        assert (keys_of(layer, hidden, embeddings) - keys.transpose(1, 2)).abs().max() <= 1e-6
 
 
 @torch.no_grad()
@@ -93,6 +95,6 @@ def test_attention_is_what_output_attentions_gives():
         embeds,
         real,
         batch.positions(eager),
-        lambda i, h, read_attention: (torch.zeros_like(real), h),
+        lambda i, h, reader: Change(torch.zeros_like(real), h),
     )
     assert all((a - b).abs().max() <= 1e-6 for a, b in zip(given, weights, strict=True))

@@ -9,6 +9,7 @@ from gprune import FastV, PyramidDrop, SparseVLM
 from gprune.proof.batches import GREEDY, STEPS, add_video, finish_batch, forward, make_batch, noise
 from gprune.proof.models import BREAK, IMAGE, SPECIMENS
 from tests.hf.decoder.reference import PRUNERS, Reference, label
+from tests.hf.decoder.toys import AppendsAndMerges
 from tests.hf.layerwise import greedy
 
 LAYOUTS = [[1], [3], [2, 0, 1]]
@@ -58,6 +59,50 @@ def test_equals_the_masked_full_length_model(specimen, eager, images, pruner, at
         assert torch.equal(pruned.kept_mask & reference.real, reference.kept_mask())
     assert torch.equal(output.sequences[:, width:], tokens)
     assert torch.stack(output.logits, 1).sub(logits).abs().max() <= 1e-5
+
+
+@pytest.mark.parametrize("name", ["llava", "llava_next", "internvl"])
+@pytest.mark.parametrize("pruner", PRUNERS, ids=label)
+@pytest.mark.parametrize("images", LAYOUTS)
+@torch.no_grad()
+def test_the_numbering_that_is_not_the_default(name, pruner, images):
+    specimen = SPECIMENS[name]
+    model, eager = specimen.build(), specimen.build(attention="eager")
+    batch = make_batch(specimen, model, images, seed=6)
+    positions = "compact" if pruner.default_positions == "original" else "original"
+    with pruner(model, positions=positions):
+        output = model.generate(**batch.inputs, **GREEDY)
+    tokens, logits, _ = greedy(eager, batch, STEPS, Reference(eager, pruner, batch, positions))
+    assert torch.equal(output.sequences[:, -STEPS:], tokens)
+    assert torch.stack(output.logits, 1).sub(logits).abs().max() <= 1e-5
+    # The numbering shows in the result, or nothing was tested.
+    default = greedy(eager, batch, STEPS, Reference(eager, pruner, batch))[1]
+    assert torch.stack(output.logits, 1).sub(default).abs().max() > 1e-4
+
+
+@pytest.mark.parametrize("pruner", [PyramidDrop(0.2, layers=(1, 2)), AppendsAndMerges(0.4)])
+def test_each_layer_numbers_its_tokens_without_gaps(pruner):
+    """Looks at the rotary embeddings that the layers get, in the prompt and in decoding."""
+    specimen = SPECIMENS["llava"]
+    model = specimen.build()
+    batch = make_batch(specimen, model, [2, 0, 1])
+    seen = []
+    for layer in model.get_decoder().layers:
+        layer.self_attn.register_forward_pre_hook(
+            lambda module, args, kwargs: seen.append(kwargs["position_embeddings"][0]),
+            with_kwargs=True,
+        )
+    with pruner(model) as pruned:
+        model.generate(**batch.inputs, **GREEDY | {"max_new_tokens": 3})
+    text = ((batch.inputs["input_ids"] != IMAGE) & batch.inputs["attention_mask"].bool()).sum(1)
+    lengths = torch.tensor(pruned.visual_by_layer) + text[:, None]  # [b, layers]
+    rotary = model.get_decoder().rotary_emb
+    for number, cos in enumerate(seen):
+        step, layer = divmod(number, lengths.shape[1])
+        for row, length in enumerate(lengths[:, layer].tolist()):
+            last = torch.arange(length) if step == 0 else torch.tensor([length + step - 1])
+            expected = rotary(cos, last[None])[0]
+            assert torch.equal(cos[row, -len(last) :], expected[0])
 
 
 @pytest.mark.parametrize("name", ["qwen2_5_vl", "llava_onevision"])
@@ -137,8 +182,9 @@ def test_half_precision(specimen):
     assert pruned.kept_mask.sum() < batch.inputs["attention_mask"].sum()
 
 
+@pytest.mark.parametrize("pruner", [FastV(0.3), PyramidDrop(0.3, layers=(1, 2))], ids=label)
 @pytest.mark.parametrize("padded", [False, True])
-def test_padding_on_the_right(padded):
+def test_padding_on_the_right(padded, pruner):
     """The last real token ranks, wherever the padding is."""
     specimen = SPECIMENS["llava"]
     model = specimen.build()
@@ -147,8 +193,8 @@ def test_padding_on_the_right(padded):
     mask = torch.ones_like(ids)
     if padded:
         ids, mask = (torch.cat([part, torch.zeros(1, 3).long()], 1) for part in (ids, mask))
-    with FastV(0.3)(model) as pruned, torch.no_grad():
+    with pruner(model) as pruned, torch.no_grad():
         last = model(**{**batch.inputs, "input_ids": ids, "attention_mask": mask}).logits[:, -1]
         expected = forward(model, batch).logits[:, -1]
     assert (last - expected).abs().max() <= 1e-5
-    assert pruned.visual_by_layer == [[16, 16, 4]]
+    assert pruned.visual_by_layer == [pruner.schedule(16, 3)]

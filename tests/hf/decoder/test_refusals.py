@@ -6,7 +6,7 @@ import pytest
 import torch
 import transformers as tf
 
-from gprune import FastV, GPrune
+from gprune import FastV, GPrune, PyramidDrop, SparseVLM
 from gprune.errors import UnsupportedModelError
 from gprune.proof.batches import GREEDY, forward, make_batch
 from gprune.proof.models import IMAGE, SPECIMENS, TEXT, builder
@@ -71,9 +71,16 @@ class TestRefusals:
         with FastV(0.3)(self.model), pytest.raises(ValueError, match="logits_to_keep"):
             forward(self.model, self.batch, logits_to_keep=torch.tensor([1]))
 
-    def test_compact_positions(self):
-        with pytest.raises(ValueError, match="positions='compact'"):
-            FastV(0.3)(self.model, positions="compact").__enter__()
+    def test_compact_positions_with_mrope(self):
+        model = SPECIMENS["qwen2_vl"].build()
+        with pytest.raises(ValueError, match="positions='compact' would move the rows"):
+            PyramidDrop(0.3)(model, positions="compact").__enter__()
+        with PyramidDrop(0.3)(model) as pruned:
+            assert pruned.positions == "original"
+
+    def test_missing_outputs(self):
+        with pytest.raises(ValueError, match=r"layers=\(2,\) must be .*from 0 to 1.*the output"):
+            SparseVLM(0.3, layers=(2,))(self.model).__enter__()
 
     def test_missing_layers(self):
         with pytest.raises(ValueError, match=r"layers=\(3,\) must be ascending.*from 1 to 2"):

@@ -9,11 +9,18 @@ import numpy as np
 import pytest
 import torch
 
-from gprune import FastV, GPrune, PyramidDrop, kept_count
+from gprune import FastV, GPrune, PyramidDrop, SparseVLM, kept_count
 from gprune.proof.batches import GREEDY, forward, make_batch
 from gprune.proof.models import IMAGE, SPECIMENS
 from tests.hf.decoder.reference import PRUNERS, Reference, label
 from tests.hf.layerwise import embedded, greedy, run
+
+# The first keeps positions, the others number them anew; the last appends rows.
+TURNS = [
+    FastV(0.3, layer=1),
+    PyramidDrop(0.2, layers=(1, 2)),
+    SparseVLM(0.3, layers=(0, 1), recycle=0.6),
+]
 
 
 @pytest.mark.parametrize("pruner", PRUNERS, ids=label)
@@ -50,17 +57,20 @@ def test_kept_describes_the_last_layer(specimen, model, pruner):
     for row, groups in enumerate(pruned.kept):
         total = sum(group.size for group in groups)
         kept = sum(len(group.indices) for group in groups)
-        assert kept == (kept_count(total, pruner.keep) if total else 0)
+        if getattr(pruner, "form", "") == "paper" or not total:
+            assert kept == (kept_count(total, pruner.keep) if total else 0)
+        else:
+            assert kept == pruner.schedule(total, len(pruned.layers))[-1]
         always = int(visual[row].sum()) - total  # the ends of a canvas's rows
         assert int((pruned.kept_mask & visual)[row].sum()) == kept + always
 
 
-def test_text_in_a_second_turn(specimen, model, eager):
+@pytest.mark.parametrize("pruner", TURNS, ids=label)
+def test_text_in_a_second_turn(specimen, model, eager, pruner):
     """Adds several tokens at once after a pruned prompt."""
     batch = make_batch(specimen, model, [1, 2], seed=1)
     more = torch.tensor([[8, 9, 10]] * 2)
     mask = torch.cat([batch.inputs["attention_mask"], torch.ones_like(more)], 1)
-    pruner = FastV(0.3, layer=1)
     positions = batch.positions(model)
     after = positions[..., -1:] + torch.arange(1, 4)
     with pruner(model), torch.no_grad():
@@ -74,9 +84,9 @@ def test_text_in_a_second_turn(specimen, model, eager):
     assert (turn.logits - logits[:, -3:]).abs().max() <= 1e-5
 
 
-def test_decoding_without_mask_or_positions(specimen, model, eager):
+@pytest.mark.parametrize("pruner", TURNS, ids=label)
+def test_decoding_without_mask_or_positions(specimen, model, eager, pruner):
     batch = make_batch(specimen, model, [1])
-    pruner = PyramidDrop(0.2, layers=(1, 2))
     with pruner(model), torch.no_grad():
         output = forward(model, batch)
         token = output.logits[:, -1:].argmax(-1)
@@ -85,9 +95,10 @@ def test_decoding_without_mask_or_positions(specimen, model, eager):
     assert (step.logits[:, -1] - logits[:, 1]).abs().max() <= 1e-5
 
 
-def test_copied_cache_knows_what_was_pruned(specimen, model):
+@pytest.mark.parametrize("pruner", TURNS, ids=label)
+def test_copied_cache_knows_what_was_pruned(specimen, model, pruner):
     batch = make_batch(specimen, model, [1, 2])
-    with FastV(0.3)(model), torch.no_grad():
+    with pruner(model), torch.no_grad():
         output = forward(model, batch)
         token = output.logits[:, -1:].argmax(-1)
         twin = copy.deepcopy(output.past_key_values)
@@ -96,9 +107,10 @@ def test_copied_cache_knows_what_was_pruned(specimen, model):
     assert torch.equal(one, other)
 
 
-def test_cache_rows_can_be_selected_and_repeated(model, specimen):
+@pytest.mark.parametrize("pruner", TURNS, ids=label)
+def test_cache_rows_can_be_selected_and_repeated(model, specimen, pruner):
     batch = make_batch(specimen, model, [1, 2])
-    with FastV(0.3)(model), torch.no_grad():
+    with pruner(model), torch.no_grad():
         output = forward(model, batch)
         token = output.logits[:, -1:].argmax(-1)
         mask = torch.cat([batch.inputs["attention_mask"], torch.ones_like(token)], 1)
@@ -116,6 +128,21 @@ def test_cache_rows_can_be_selected_and_repeated(model, specimen):
             past_key_values=cache,
         ).logits
     assert (found - expected[rows]).abs().max() <= 1e-5
+
+
+def test_a_cache_keeps_its_numbering():
+    """A method that keeps positions continues a cache that was numbered without gaps."""
+    specimen = SPECIMENS["llava"]
+    model = specimen.build()
+    batch = make_batch(specimen, model, [1, 2])
+    pruner = PyramidDrop(0.2, layers=(1, 2))
+    token = torch.tensor([[7], [8]])
+    with pruner(model), torch.no_grad():
+        cache = forward(model, batch).past_key_values
+        twin = copy.deepcopy(cache)
+        expected = model(input_ids=token, past_key_values=cache).logits
+    with FastV(0.3)(model), torch.no_grad():
+        assert torch.equal(model(input_ids=token, past_key_values=twin).logits, expected)
 
 
 def test_rolling_back_into_the_prompt_is_refused(specimen, model):
