@@ -97,7 +97,7 @@ length; within one group it grows as n².
   pairs have an edge.
 - Greedy methods compute the rows that they read, on a CPU some in advance. ToMe computes blocks.
   DART, VisionZip and PruMerge compute the rows of the tokens that they compare with, HoloV those
-  within a crop. The merging weights of PruMerge and VLM-Pruner are k × n.
+  within a crop. The merging weights of PruMerge, VisionZip and VLM-Pruner are k × n.
 
 The first table is from a machine that screens in bfloat16, and older than the two changes named
 above; the second from one that does not screen.
