@@ -8,8 +8,8 @@ export HF_HUB_OFFLINE ?= 1
 # Two processes, each with a file of tests at a time; the tests are many and hardly use two threads.
 TWICE := -n 2 --dist loadfile
 
-.PHONY: demo app test test-oldest test-triton test-app test-lmms test-vllm lint train train-siglip study
-.PHONY: gpu test-gpu bench bench-check performance figures wheel docs audit sbom soak fuzz fuzz-guided mutants clean
+.PHONY: demo app test test-oldest newest test-triton test-app test-lmms test-vllm lint train train-siglip study
+.PHONY: gpu test-gpu bench bench-check performance figures wheel docs test-site audit sbom soak fuzz fuzz-guided mutants clean
 demo: .venv/ready
 	$(RUN)/gprune demo
 
@@ -39,6 +39,13 @@ test-oldest: .venv/ready .venv/oldest/ready
 	$(RUN)/pip install --quiet --disable-pip-version-check --no-deps --upgrade \
 		--target .venv/oldest transformers==5.19.0
 	touch $@
+
+# The newest transformers that the index serves, looked up on every run, with the newest of what it needs.
+# Tested or not, the tests are its proof. A failure names the families and the tests that broke.
+newest: .venv/ready
+	rm -rf .venv/newest
+	$(RUN)/pip install --quiet --disable-pip-version-check --no-cache-dir --target .venv/newest transformers
+	PYTHONPATH=.venv/newest GPRUNE_UNTESTED_TRANSFORMERS=allow $(RUN)/python -m tests.newest $(TWICE) tests/hf
 
 # The GPU's kernels: run by Triton's interpreter on the CPU, and compiled for GPUs.
 test-triton: .venv/triton/ready
@@ -167,6 +174,10 @@ docs: .venv/docs/ready
 	.venv/docs/bin/zensical build --strict --config-file out/site/mkdocs.yml
 	mv out/site/site site
 	.venv/docs/bin/python docs/check.py site
+
+# The built site in Chromium, at 1400 and 390 pixels.
+test-site: docs .venv/app/ready
+	PYTHONPATH=.venv/app $(RUN)/python -m pytest tests/docs/test_look.py
 
 .venv/docs/ready: requirements-docs.lock
 	$(PYTHON) -m venv .venv/docs

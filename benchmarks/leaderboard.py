@@ -51,6 +51,10 @@ order some methods differently.
 - **Ranks (bold) are tied when the data cannot tell methods apart.** A rank is one more than the
   number of methods that are better at that budget. A method is better than another when the 95%
   interval of their *paired* difference lies above 0. With this many pairs, a few will be chance.
+- **Methods inside the language model** (dart, fastv, pyramiddrop, sparsevlm, vlm_pruner) see every
+  token in its first layers, one or two of this model's five, so the same budget costs more. For
+  sparsevlm it is the name of a setting. pyramiddrop and sparsevlm number positions anew, as their
+  released code does, which this model was not trained for.
 """
 
 WHY = """\

@@ -50,8 +50,8 @@ enough with all tokens: {kinds}.
 """
 
 CORRECTED = """\
-DART, HiPrune, HoloV, VisionZip, VisPruner and VLM-Pruner were corrected after four of the models had
-been measured, so they are missing here. Their results on the two shipped models are current:
+DART, HiPrune, HoloV, VisionZip, VisPruner and VLM-Pruner were corrected after four of the models
+had been measured, so they are missing here. Their results on the two shipped models are current:
 [tinyvlm](leaderboard.md), and tinyvlm-siglip in `benchmarks/results/models/tinyvlm-siglip`.
 """
 

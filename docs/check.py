@@ -1,11 +1,16 @@
 """Checks the built site: python docs/check.py SITE
 
-Fails on a link or picture whose target does not exist, and on a script, style sheet or picture
-that a page would load from a network.
+Fails on
+
+- a link or picture whose target does not exist;
+- a script, style sheet or picture that a page would load from a network;
+- a command with a prompt, which copy buttons would copy;
+- a word that search has to find and that no title has.
 """
 
 from __future__ import annotations
 
+import json
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
@@ -13,6 +18,19 @@ from urllib.parse import unquote, urlsplit
 
 # What a browser loads by itself, as opposed to a link that a reader follows.
 LOADED = {("script", "src"), ("img", "src"), ("source", "src"), ("iframe", "src")}
+
+# A prompt in a block of commands, as it is highlighted.
+PROMPT = '<span class="gp">$ '
+
+# What people search for first, and the page that search has to find by its title.
+SEARCHED = {
+    "streaming": "guides/streaming/",
+    "LoRA": "guides/peft/",
+    "pipeline": "guides/pipeline/",
+    "GPU": "guides/gpu/",
+    "Trainer": "guides/trainer/",
+    "device_map": "guides/gpu/",
+}
 
 
 class Page(HTMLParser):
@@ -37,9 +55,14 @@ class Page(HTMLParser):
 
 
 def problems(site: Path) -> list[str]:
-    """Returns a line for every broken link and for everything loaded from a network."""
-    pages = {path.resolve(): Page(path.read_text()) for path in site.rglob("*.html")}
-    found = []
+    """Returns a line for every broken link, for all that a network loads, and for prompts."""
+    texts = {path.resolve(): path.read_text() for path in site.rglob("*.html")}
+    pages = {path: Page(text) for path, text in texts.items()}
+    found = [
+        f"{path.relative_to(site.resolve())} has a command with a prompt"
+        for path, text in texts.items()
+        if PROMPT in text
+    ]
     for path, page in pages.items():
         if path.name == "404.html":
             continue  # its links are absolute, since it is served at any address
@@ -62,8 +85,22 @@ def exists(page: Path, target: str, fragment: str, pages: dict[Path, Page]) -> b
     return not fragment or path not in pages or fragment in pages[path].ids
 
 
+def not_found(site: Path) -> list[str]:
+    """Returns a line for every word of `SEARCHED` that the title of its page does not have."""
+    items = json.loads((site / "search.json").read_text())["items"]
+    return [
+        f"search for {word} does not find {page}"
+        for word, page in SEARCHED.items()
+        if not any(
+            item["location"].split("#")[0] == page and word.lower() in item["title"].lower()
+            for item in items
+        )
+    ]
+
+
 if __name__ == "__main__":
-    lines = problems(Path(sys.argv[1]))
+    folder = Path(sys.argv[1])
+    lines = problems(folder) + not_found(folder)
     if lines:
         sys.exit("\n".join(lines))
-    print("every link leads somewhere, and nothing is loaded from a network")
+    print("links lead somewhere, no network is needed, copies have no prompt, search finds words")

@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from gprune.pruners import Pruner
 
 
+# Over 40 lines: twelve options.
 def run(
     model: ModelArgument,
     image: Annotated[list[Path], typer.Option(help="An image; repeat the option for several.")],
@@ -69,15 +70,13 @@ def run(
         with error_console.status("loading the model"):
             network, processor = load_model(model, device, dtype)
         if model in TINY:
-            from gprune.tinyvlm.vocabulary import require_known
-
-            require_known(processor.tokenizer, prompt)
+            require_known_words(processor, prompt)
         with error_console.status("answering"):
             outcome = answer(network, processor, pruner, images, prompt, max_new_tokens, compare)
         times = time_prefill(network, outcome, pruner) if compare else None
         if path is not None:
-            path.parent.mkdir(parents=True, exist_ok=True)
             pictures = outcome_pictures(network, processor, pruner, outcome, images)
+            path.parent.mkdir(parents=True, exist_ok=True)
             viz.panel(pictures, prompt).savefig(path)
     if not as_json:
         print_outcome(outcome, pruner, times, path)
@@ -86,6 +85,13 @@ def run(
     print_json(
         {**subject, "images": [str(one) for one in image], **json_values(outcome, times, path)}
     )
+
+
+def require_known_words(processor: Any, prompt: str) -> None:
+    """Checks that a shipped model knows the words of a question, see `require_known`."""
+    from gprune.tinyvlm.vocabulary import require_known
+
+    require_known(processor.tokenizer, prompt)
 
 
 def time_prefill(model: Any, outcome: Outcome, pruner: Pruner) -> PrefillTimes:

@@ -16,6 +16,7 @@ from gprune.errors import UnsupportedModelError
 from gprune.hf.cross import CrossPrunedModel
 from gprune.hf.decoder import DecoderPrunedModel
 from gprune.hf.downsampling import DownsampledModel
+from gprune.hf.gate import require_proven
 from gprune.hf.model import PrunedModel
 from gprune.hf.overrides import override_method
 from gprune.hf.rewrite import FLASH
@@ -24,7 +25,6 @@ from gprune.layouts import Family, family_of
 from gprune.pruners.base import Pruner
 from gprune.pruners.decoder import DecoderPruner
 from gprune.pruners.downsampling import Downsampling
-from gprune.versions import require_tested
 
 # Attention implementations whose results were compared with a masked full-length model;
 # FlashAttention with CPU stand-ins for its kernels.
@@ -53,6 +53,19 @@ def pruned_model(model: PreTrainedModel, pruner: Pruner, positions: str) -> Prun
     if family_of(model).cross_attention:
         return CrossPrunedModel(model, pruner, positions)
     return PrunedModel(model, pruner, positions)
+
+
+def resolve_positions(positions: str | None, pruner: Pruner, family: Family) -> str:
+    """Returns how positions are numbered; None is the method's default, see `Pruner.__call__`.
+
+    Raises:
+        ValueError: ``positions`` is none of `POSITIONS`.
+    """
+    if positions is None:
+        return "original" if family.multimodal_positions else pruner.default_positions
+    if positions not in POSITIONS:
+        raise ValueError(f"positions={positions!r} must be one of {', '.join(POSITIONS)}")
+    return positions
 
 
 def check_positions(positions: str, pruned: PrunedModel) -> None:
@@ -140,7 +153,10 @@ def hooked(model: PreTrainedModel, pruned: PrunedModel) -> Iterator[None]:
 
 @contextmanager
 def prune(
-    model: PreTrainedModel, pruner: Pruner, positions: str | None = None
+    model: PreTrainedModel,
+    pruner: Pruner,
+    positions: str | None = None,
+    untested: str | None = None,
 ) -> Iterator[PrunedModel]:
     """Prunes ``model`` inside a ``with`` block; ``pruner(model)`` is the short form.
 
@@ -148,19 +164,19 @@ def prune(
         model: with its language-modelling head.
         pruner: the method.
         positions: ``original``, ``compact`` or None, see `Pruner.__call__`.
+        untested: ``prove``, ``refuse``, ``allow`` or None, see `gprune.hf.gate.require_proven`.
 
     Raises:
-        ValueError: ``positions`` is neither, or cannot be compact for a model with M-RoPE.
-        UnsupportedVersionError: the installed transformers has not been tested.
+        ValueError: ``positions`` is neither, or cannot be compact for a model with M-RoPE; or
+            ``untested`` is none of its values.
+        UnsupportedVersionError: the installed transformers or torch has not been tested, and does
+            not prove itself.
         UnsupportedModelError: the family, or the attention implementation, is not supported.
         RuntimeError: the model is being pruned already.
     """
-    require_tested("transformers")
-    if positions is None:
-        mrope = family_of(model).multimodal_positions
-        positions = "original" if mrope else pruner.default_positions
-    if positions not in POSITIONS:
-        raise ValueError(f"positions={positions!r} must be one of {', '.join(POSITIONS)}")
+    family = family_of(model)
+    positions = resolve_positions(positions, pruner, family)
+    require_proven(family.name, untested)
     pruned = pruned_model(model, pruner, positions)
     check_positions(positions, pruned)
     check_attention_implementation(model)

@@ -170,25 +170,26 @@ class PrunedModel:
         """
         ids = call["input_ids"]
         questions = self.chooser.questions(call, past)
-        self.selections = [
+        # Not read again: another thread may call the model meanwhile.
+        self.selections = selections = [
             self.chooser.select(ids, positions, modality, output, questions)
             for modality, output in outputs.items()
         ]
         call["mm_encoder_outputs"] = {**(call.get("mm_encoder_outputs") or {}), **outputs}
         call["position_ids"] = positions
-        dropped = any(selection.dropped_count for selection in self.selections)
-        if not dropped and not self._merges_all():
+        dropped = any(selection.dropped_count for selection in selections)
+        if not dropped and not self._merges_all(selections):
             # The model gets its own call, so that its results are bit-identical.
             self.kept_mask = torch.ones_like(ids, dtype=torch.bool)
             if isinstance(cache, PrunedCache):
                 drop_pruned_history(call, cache, past)
             return
         mask = full_mask(call, past)
-        planned = self._shorten_outputs(call["mm_encoder_outputs"])
-        planned.plan = self.plan(self.selections, mask, past)
+        planned = self._shorten_outputs(call["mm_encoder_outputs"], selections)
+        planned.plan = self.plan(selections, mask, past)
         self.kept_mask = planned.plan.kept_mask
         call["mm_encoder_outputs"] = planned
-        self.shorten(call, planned.plan, mask, cache)
+        self.shorten(call, planned.plan, mask, cache, selections)
 
     def continue_text(
         self, call: dict[str, Any], cache: Cache | None, past: int, positions: Tensor | None
@@ -212,7 +213,14 @@ class PrunedModel:
         """Plans which columns of the call stay, see `plan_prefill`."""
         return plan_prefill(selections, mask, past)
 
-    def shorten(self, call: dict[str, Any], plan: Plan, mask: Tensor, cache: Cache | None) -> None:
+    def shorten(
+        self,
+        call: dict[str, Any],
+        plan: Plan,
+        mask: Tensor,
+        cache: Cache | None,
+        selections: list[Selection],
+    ) -> None:
         """Shortens the arguments of a call in place, see `shorten_call`."""
         ids = {self.family.token_id(self.model, name) for name in self.family.modalities}
         pad_id = padding_id(self.model.config, ids)
@@ -220,10 +228,12 @@ class PrunedModel:
         if self.model.config.get_text_config()._attn_implementation in FLASH:
             mark_as_one_sequence(call, cache)
 
-    def _shorten_outputs(self, outputs: dict[str, Any]) -> PlannedOutputs:
+    def _shorten_outputs(
+        self, outputs: dict[str, Any], selections: list[Selection]
+    ) -> PlannedOutputs:
         """Returns the encoder outputs with the features that stay."""
         shortened = PlannedOutputs(outputs)
-        for selection in self.selections:
+        for selection in selections:
             output = outputs[selection.modality]
             features = [image.reduced.features for image in selection.images]
             shortened[selection.modality] = self.family.shorten(
@@ -231,10 +241,10 @@ class PrunedModel:
             )
         return shortened
 
-    def _merges_all(self) -> bool:
+    def _merges_all(self, selections: list[Selection]) -> bool:
         """Tells whether an adaptive method merges tokens and drops none."""
         return self.pruner.keep == ADAPTIVE and any(
-            image.reduced.merges for selection in self.selections for image in selection.images
+            image.reduced.merges for selection in selections for image in selection.images
         )
 
     def _check_weights(self, cache: PrunedCache) -> None:

@@ -79,8 +79,7 @@ class VisionSignals:
         self._layer = layers[feature_layer(model.config, len(layers))]
         self._last_layer = layers[-1]
         self._object_layer = layers[max(round(object_depth * len(layers)), 1) - 1]
-        names_of = {id(module): name for name, module in tower.named_modules()}
-        self._block = tower.get_submodule(names_of[id(self._layer)].rpartition(".")[0])
+        self._block = parent_of(self._layer, tower)
 
     @contextmanager
     def recording(self) -> Iterator[None]:
@@ -279,6 +278,12 @@ def check_fields(names: Sequence[str]) -> None:
 def has_known_attention(tower: Any) -> bool:
     """Returns whether the attention of a vision encoder can be recomputed."""
     return any(type(module).__name__ in PROJECTED + FUSED for module in tower.modules())
+
+
+def parent_of(module: nn.Module, tower: nn.Module) -> nn.Module:
+    """Returns the module of a vision encoder that another is part of."""
+    names = {id(part): name for name, part in tower.named_modules()}
+    return tower.get_submodule(names[id(module)].rpartition(".")[0])
 
 
 def attention_layers(tower: Any, title: str) -> list[Any]:

@@ -29,6 +29,7 @@ from gprune.errors import UnsupportedModelError
 from gprune.hf.cache import PrunedCache
 from gprune.hf.calls import find_cache
 from gprune.hf.checks import require_uncompiled
+from gprune.hf.choice import Selection
 from gprune.hf.model import PrunedModel
 from gprune.hf.rewrite import FLASH, Plan
 from gprune.layouts import cache_of, families_with
@@ -107,11 +108,18 @@ class WeightedPrunedModel(PrunedModel):
             cache.weights = state.bias
         state.clear()
 
-    def shorten(self, call: dict[str, Any], plan: Plan, mask: Tensor, cache: Cache | None) -> None:
+    def shorten(
+        self,
+        call: dict[str, Any],
+        plan: Plan,
+        mask: Tensor,
+        cache: Cache | None,
+        selections: list[Selection],
+    ) -> None:
         """Computes the bias of the columns that stay, besides shortening the call."""
-        super().shorten(call, plan, mask, cache)
+        super().shorten(call, plan, mask, cache, selections)
         bias = plan.order.new_zeros(plan.kept_mask.shape, dtype=torch.float32)  # [b, L]
-        for selection in self.selections:
+        for selection in selections:
             bias = bias.masked_scatter(selection.placeholder, selection.log_member_counts(bias))
         self._state.new_bias = plan.gather(bias, 0)
 

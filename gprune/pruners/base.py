@@ -184,7 +184,10 @@ class Pruner(ABC):
         """
 
     def __call__(
-        self, model: PreTrainedModel, positions: str | None = None
+        self,
+        model: PreTrainedModel,
+        positions: str | None = None,
+        untested: str | None = None,
     ) -> AbstractContextManager[PrunedModel]:
         """Prunes a transformers model inside a ``with`` block; leaving it restores the model.
 
@@ -194,6 +197,10 @@ class Pruner(ABC):
                 them; ``compact`` renumbers them without gaps, as older code inside a model does.
                 None takes `default_positions` of the method, and ``original`` for a model with
                 M-RoPE, whose rows and columns cannot be renumbered.
+            untested: what to do if the installed transformers or torch has not been tested:
+                ``prove`` that pruning works with it (seconds, once), ``refuse`` or ``allow``; None
+                takes the environment variable GPRUNE_UNTESTED_TRANSFORMERS, and without it
+                ``prove``.
 
         Examples:
             >>> with GPrune(keep=0.36)(model) as pruned:  # doctest: +SKIP
@@ -202,13 +209,14 @@ class Pruner(ABC):
         Raises:
             ValueError: ``positions`` is neither, or cannot be compact for a model with M-RoPE.
             UnsupportedModelError: the model's family is not supported.
-            UnsupportedVersionError: the installed transformers has not been tested.
+            UnsupportedVersionError: the installed transformers or torch has not been tested, and
+                does not prove itself.
             RuntimeError: the model is being pruned already.
         """
         # The one import of a higher room, so that selecting tokens needs torch alone.
         from gprune.hf import prune
 
-        return prune(model, self, positions)
+        return prune(model, self, positions, untested)
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -15,26 +16,20 @@ from gprune.cli import app
 from gprune.pruners.registry import METHODS
 from gprune.tinyvlm import load, make_scene
 from gprune.tinyvlm.model import checkpoint_folder
+from tests.docs.blocks import blocks, run
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
-FENCE = re.compile(r"^```(\w+)[^\n]*\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 # A checkpoint of a hub; the shipped one takes its place.
 HUB = re.compile(r'"(?:[\w.-]+/[\w.-]+-hf|Qwen/[\w.-]+)"')
-
-
-def blocks(page: Path, language: str) -> list[tuple[int, str]]:
-    """Returns the fenced blocks of a language with the line on which each begins."""
-    text = page.read_text()
-    found = [match for match in FENCE.finditer(text) if match[1] == language]
-    return [(text.count("\n", 0, match.start(2)), match[2]) for match in found]
 
 
 def names(pages: list[Path]) -> list[str]:
     return [str(page.relative_to(ROOT)) for page in pages]
 
 
-WITH_PYTHON = [page for page in PAGES if blocks(page, "python")]
+# test_guides.py runs the guides, on other models.
+WITH_PYTHON = [page for page in PAGES if blocks(page, "python") and page.parent.name != "guides"]
 COMMANDS = [
     (str(page.relative_to(ROOT)), line[2:])
     for page in PAGES
@@ -71,9 +66,7 @@ def test_python_blocks_run_from_top_to_bottom(page, tiny, tmp_path, monkeypatch,
     for line, block in blocks(page, "python"):
         if block.startswith("# not run: "):
             continue  # and the reader sees why
-        code = HUB.sub(repr(str(checkpoint_folder())), block)
-        # As many lines before as in the page, so that a traceback points into it.
-        exec(compile("\n" * line + code, str(page), "exec", dont_inherit=True), space)
+        run(HUB.sub(repr(str(checkpoint_folder())), block), page, line, space)
 
 
 def test_the_guides_have_blocks():
@@ -101,8 +94,11 @@ def test_commands_exist_with_their_options(page, command):
 def test_the_navigation_leaves_nothing_out():
     """Every page that someone wrote is in the menu of the site."""
     listed = (ROOT / "mkdocs.yml").read_text()
-    for page in (ROOT / "docs").glob("*.md"):
-        assert f": {page.name}\n" in listed, page.name
+    folder = ROOT / "docs"
+    for page in [*folder.glob("*.md"), *folder.glob("guides/*.md")]:
+        assert f": {page.relative_to(folder)}\n" in listed, page.name
+    for notebook in folder.glob("notebooks/*.ipynb"):
+        assert f": notebooks/{notebook.stem}.md\n" in listed, notebook.name
 
 
 def test_the_readme_fits_on_seven_screens():
@@ -119,6 +115,23 @@ def test_no_page_installs_by_name_without_a_word(page):
     text = page.read_text()
     if re.search(r"pip install '?gprune", text):
         assert "not on the package index yet" in " ".join(text.split())
+
+
+def test_the_install_page_has_every_extra():
+    """With no other, so that a name on the page can be installed."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    page = (ROOT / "docs" / "install.md").read_text()
+    table = page.partition("| extra |")[2].partition("\n\n")[0]
+    assert set(re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE)) == set(
+        project["optional-dependencies"]
+    )
+    torch = next(line for line in project["dependencies"] if line.startswith("torch"))
+    assert f"torch {torch.removeprefix('torch>=')} or later" in page
+    assert f"Python {project['requires-python'].removeprefix('>=')} or later" in page
+
+
+def test_the_readme_leads_to_the_guides():
+    assert "](docs/transformers.md#guides)" in (ROOT / "README.md").read_text()
 
 
 def test_the_readme_counts_the_methods():
