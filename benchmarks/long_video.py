@@ -56,7 +56,7 @@ def measure(
 
     def peak_bytes() -> int:
         if device.type != "cpu":
-            return torch.accelerator.max_memory_allocated(device)
+            return torch.get_device_module(device).max_memory_allocated(device)
         return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
     pruner = make(method, keep=0.25)

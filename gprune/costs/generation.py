@@ -136,8 +136,8 @@ def cache_bytes(cache: Any) -> int:
 def reset_peak_memory(device: torch.device) -> int | None:
     """Restarts the peak that `peak_memory` reads; returns the bytes in use, None if unknown."""
     if device.type != "cpu":
-        torch.accelerator.reset_peak_memory_stats(device)
-        return torch.accelerator.memory_allocated(device)
+        torch.get_device_module(device).reset_peak_memory_stats(device)
+        return torch.get_device_module(device).memory_allocated(device)
     try:
         # The allocator keeps memory that earlier work freed; a new peak could stay below it.
         ctypes.CDLL("libc.so.6").malloc_trim(0)
@@ -150,7 +150,7 @@ def reset_peak_memory(device: torch.device) -> int | None:
 def peak_memory(device: torch.device) -> int | None:
     """Returns the peak of the bytes in use since `reset_peak_memory`; None if unknown."""
     if device.type != "cpu":
-        return torch.accelerator.max_memory_allocated(device)
+        return torch.get_device_module(device).max_memory_allocated(device)
     return read_status("VmHWM")
 
 

@@ -7,6 +7,8 @@ so an entry does not depend on where its rows stand or on what else is in the pr
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -45,6 +47,33 @@ def align(rows: Tensor) -> Tensor:
     return rows
 
 
+@contextmanager
+def true_float32(device: torch.device) -> Iterator[None]:
+    """Computes float32 products on ``device`` in float32; restores the caller's precision.
+
+    Since torch 2.9 each backend has its own precision, and torch refuses to mix it with the
+    process-wide one. Before, there is only the process-wide one, which torch reads for CUDA
+    (TF32) and for CPUs with bfloat16 units.
+    """
+    backends: Any = torch.backends
+    backend = backends.mkldnn if device.type == "cpu" else backends.cuda
+    matmul: Any = getattr(backend, "matmul", None)
+    if hasattr(matmul, "fp32_precision"):
+        callers_precision = matmul.fp32_precision
+        matmul.fp32_precision = "ieee"
+        try:
+            yield
+        finally:
+            matmul.fp32_precision = callers_precision
+        return
+    process_wide = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(process_wide)
+
+
 def product(left: Tensor, right: Tensor, out: Tensor | None = None) -> Tensor:
     """Returns ``left @ right`` in true float32, whatever precision the caller's settings allow.
 
@@ -55,14 +84,8 @@ def product(left: Tensor, right: Tensor, out: Tensor | None = None) -> Tensor:
     """
     if out is None:
         out = left.new_empty(left.shape[0], right.shape[1])  # `out=` bypasses autocast
-    backends: Any = torch.backends
-    matmul = backends.mkldnn.matmul if left.device.type == "cpu" else backends.cuda.matmul
-    callers_precision = matmul.fp32_precision
-    matmul.fp32_precision = "ieee"
-    try:
+    with true_float32(left.device):
         return torch.mm(left, right, out=out)
-    finally:
-        matmul.fp32_precision = callers_precision
 
 
 def to_cosines(products: Tensor, left_norms: Tensor, right_norms: Tensor) -> Tensor:
