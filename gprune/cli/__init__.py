@@ -6,16 +6,45 @@ are quick.
 
 from __future__ import annotations
 
-from typing import Annotated
+import sys
+from collections.abc import Sequence
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from gprune import __version__
-from gprune.cli import bench, demo, doctor, evaluate, flops, listings, run, serve, web
+from gprune.cli import bench, demo, doctor, evaluate, flops, listings, prove, run, serve, web
+from gprune.cli.console import json_requested, print_json
 
 __all__ = ["app", "main", "parse_keep"]
 
+
+# typer does not export it; it brings a copy of click in some versions.
+UsageError: Any = typer.BadParameter.__base__
+
+
+class Commands(TyperGroup):
+    """The commands; with ``--json`` a wrong option is reported as JSON on stdout too."""
+
+    def main(self, args: Sequence[str] | None = None, *rest: Any, **options: Any) -> Any:
+        words = sys.argv[1:] if args is None else args
+        if "--json" not in words:
+            return super().main(args, *rest, **options)
+        token = json_requested.set(True)
+        try:
+            code = super().main(args, *rest, **{**options, "standalone_mode": False})
+        except UsageError as error:
+            print_json({"error": error.format_message()})
+            error.show()
+            sys.exit(error.exit_code)
+        finally:
+            json_requested.reset(token)
+        sys.exit(code if isinstance(code, int) else 0)
+
+
 app = typer.Typer(
+    cls=Commands,
     name="gprune",
     help="Training-free visual token pruning for vision-language models.",
     no_args_is_help=True,
@@ -26,6 +55,7 @@ app.command("run")(run.run)
 app.command("methods")(listings.methods)
 app.command("eval")(evaluate.evaluate)
 app.command("bench")(bench.bench)
+app.command("prove")(prove.prove)
 app.command("app")(web.web_page)
 app.command("doctor")(doctor.doctor)
 app.command("families")(listings.families)

@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gprune import Pruner, VisualTokens
-from gprune.layouts import family_of
-from gprune.proof.models import BOS, BREAK, IMAGE, PAD, Image, Noise, Specimen
+from gprune.proof import shortened
+from gprune.proof.models import BOS, BREAK, PAD, Image, Noise, Specimen
+from gprune.proof.reference import Kept, full_length
+from gprune.proof.running import STEPS
 
-STEPS = 4
 GREEDY = {
     "max_new_tokens": STEPS,
     "do_sample": False,
@@ -144,72 +144,16 @@ def forward(model: Any, batch: Batch, **options: Any) -> Any:
     return model(**batch.inputs, **options)
 
 
-@torch.no_grad()
-def merged_outputs(model: Any, batch: Batch, pruner: Pruner) -> tuple[Any, list[Tensor]]:
-    """Merges the features of a batch's images as a method does, but keeps their full length.
-
-    Returns:
-        the encoder's output with means in place of kept features, and the member count of each
-        row of each image, [n].
-    """
-    family = family_of(model)
-    encoded = model.base_model.get_image_features(**batch.pixels, return_dict=True)
-    images, counts = [], []
-    for number, features in enumerate(family.features(model, encoded)):
-        grid = None
-        if family.multimodal_positions:
-            grid = tuple(
-                (batch.pixels["image_grid_thw"][number] // torch.tensor([1, 2, 2])).tolist()
-            )
-        full, member_counts = features.clone(), torch.ones(len(features))
-        for group in family.groups(model, "image", features, grid):
-            own = features[group.rows]
-            reduction = pruner.reduce(VisualTokens(own, grid=group.grid, kind=group.kind))
-            assert reduction.members is not None
-            full[group.rows[reduction.kept]] = reduction.features(own)
-            members = reduction.members.tolist()
-            for position, index in enumerate(reduction.kept.tolist()):
-                member_counts[group.rows[index]] = members.count(position)
-        images.append(full)
-        counts.append(member_counts)
-    everything = [torch.arange(len(image)) for image in images]
-    return family.shorten(encoded, everything, images), counts
-
-
-@torch.no_grad()
 def masked_greedy(model: Any, batch: Batch, kept_mask: Tensor, steps: int) -> tuple[Tensor, Tensor]:
     """Decodes with the full-length model, dropped tokens masked out of every layer, no cache.
 
     Returns:
         tokens [b, steps] and the logits that chose them, [b, steps, vocabulary].
     """
-    ids, real = batch.inputs["input_ids"], batch.inputs["attention_mask"]
-    positions = batch.positions(model)
-    visible = real * kept_mask
-    types = batch.specimen.token_types(ids, bool(batch.video))
-    chosen, logits = [], []
-    for _ in range(steps):
-        output = model(
-            input_ids=ids,
-            attention_mask=visible,
-            position_ids=positions,
-            use_cache=False,
-            **types,
-            **batch.pixels,
-        )
-        last = output.logits[:, -1]
-        token = last.argmax(-1, keepdim=True)
-        chosen.append(token)
-        logits.append(last)
-        ids = torch.cat([ids, token], 1)
-        visible = torch.cat([visible, torch.ones_like(token)], 1)
-        positions = torch.cat([positions, positions[..., -1:] + 1], -1)
-        new = torch.full_like(token, batch.specimen.generated_type)
-        types = {name: torch.cat([values, new], 1) for name, values in types.items()}
-    return torch.cat(chosen, 1), torch.stack(logits, 1)
+    run = full_length(model, batch.inputs, Kept(kept_mask.bool()), steps)
+    return run.tokens, run.logits
 
 
-@torch.no_grad()
 def shortened_greedy(
     model: Any, batch: Batch, kept_mask: Tensor, steps: int
 ) -> tuple[Tensor, Tensor]:
@@ -218,28 +162,5 @@ def shortened_greedy(
     Returns:
         tokens [1, steps] and the logits that chose them, [1, steps, vocabulary].
     """
-    ids, kept = batch.inputs["input_ids"], kept_mask[0]
-    embeds = model.get_input_embeddings()(ids)
-    output = model.base_model.get_image_features(**batch.pixels, return_dict=True)
-    embeds[ids == IMAGE] = torch.cat(list(batch.specimen.features(model, output)))
-    embeds = embeds[:, kept]
-    positions = batch.positions(model)[..., kept]
-    types = {name: value[:, kept] for name, value in batch.specimen.token_types(ids).items()}
-    chosen, logits = [], []
-    for _ in range(steps):
-        mask = torch.ones(embeds.shape[:2], dtype=torch.long)
-        last = model(
-            inputs_embeds=embeds,
-            attention_mask=mask,
-            position_ids=positions,
-            use_cache=False,
-            **types,
-        ).logits[:, -1]
-        token = last.argmax(-1, keepdim=True)
-        chosen.append(token)
-        logits.append(last)
-        embeds = torch.cat([embeds, model.get_input_embeddings()(token)], 1)
-        positions = torch.cat([positions, positions[..., -1:] + 1], -1)
-        new = torch.full_like(token, batch.specimen.generated_type)
-        types = {name: torch.cat([values, new], 1) for name, values in types.items()}
-    return torch.cat(chosen, 1), torch.stack(logits, 1)
+    run = shortened.shortened_greedy(model, batch.inputs, kept_mask, steps)
+    return run.tokens, run.logits

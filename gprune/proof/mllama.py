@@ -1,14 +1,12 @@
-"""Batches for Mllama, and the full-length reference that pruning is compared with."""
+"""A tiny random Mllama and batches for it, which differ from those of other families."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
 
-from gprune.proof.batches import STEPS, noise
+from gprune.proof.batches import noise
 from gprune.proof.images import BOS, BREAK, IMAGE, PAD, SIDE
 from gprune.proof.specimens import TEXT, builder
 
@@ -73,69 +71,3 @@ def make(
         "aspect_ratio_mask": exists,
         "cross_attention_mask": across,
     }
-
-
-def columns(rows: list[list[int]], kept: list[list[Any]]) -> torch.Tensor:
-    """Returns a mask of the kept vision tokens, bool [b, images * tiles * patches]."""
-    left = torch.zeros(len(rows), max(map(len, rows)), TILES, PATCHES, dtype=torch.bool)
-    for row, (images, groups) in enumerate(zip(rows, kept, strict=True)):
-        group = iter(groups)
-        for image, tiles in enumerate(images):
-            for tile in range(tiles):
-                chosen = next(group)
-                assert chosen.image == image
-                assert chosen.kind == "tile"
-                assert chosen.grid == (SIDE, SIDE)
-                left[row, image, tile, 0] = True  # CLS
-                left[row, image, tile, 1 + chosen.indices] = True
-        assert next(group, None) is None
-    return left.flatten(1)
-
-
-@contextmanager
-def masked(model: Any, left: torch.Tensor, states: torch.Tensor | None = None) -> Iterator[None]:
-    """Masks every other vision token out of every cross-attention layer."""
-
-    def hide(module: Any, args: Any, kwargs: Any) -> Any:
-        mask = kwargs["attention_mask"]
-        least = torch.finfo(mask.dtype).min
-        kwargs["attention_mask"] = mask.masked_fill(~left[:, None, None], least)
-        if states is not None:
-            kwargs["cross_attention_states"] = states
-        return args, kwargs
-
-    layers = model.model.language_model.layers
-    handles = [
-        layers[index].cross_attn.register_forward_pre_hook(hide, with_kwargs=True)
-        for index in model.config.text_config.cross_attention_layers
-    ]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-@torch.no_grad()
-def masked_greedy(
-    model: Any,
-    inputs: dict[str, torch.Tensor],
-    left: torch.Tensor,
-    states: torch.Tensor | None = None,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Decodes at full length without a cache; returns tokens [b, STEPS] and their logits."""
-    inputs = dict(inputs)
-    chosen, logits = [], []
-    with masked(model, left, states):
-        for _ in range(STEPS):
-            positions = (inputs["attention_mask"].cumsum(-1) - 1).clamp(min=0)
-            last = model(**inputs, position_ids=positions, use_cache=False).logits[:, -1]
-            token = last.argmax(-1, keepdim=True)
-            chosen.append(token)
-            logits.append(last)
-            inputs["input_ids"] = torch.cat([inputs["input_ids"], token], 1)
-            one = torch.ones_like(token)
-            inputs["attention_mask"] = torch.cat([inputs["attention_mask"], one], 1)
-            across = inputs["cross_attention_mask"]
-            inputs["cross_attention_mask"] = torch.cat([across, across[:, -1:]], 1)
-    return torch.cat(chosen, 1), torch.stack(logits, 1)

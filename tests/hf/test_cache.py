@@ -9,6 +9,7 @@ import torch
 
 from gprune import GPrune, UniformGridPruner
 from gprune.proof.batches import forward, make_batch, masked_greedy
+from gprune.proof.sizes import cache_length, measure_prefill, memory
 
 
 def test_cache_is_shorter(specimen, model):
@@ -23,6 +24,9 @@ def test_cache_is_shorter(specimen, model):
     assert output.logits.shape[1] == physical
     assert cache.get_seq_length() == length  # `generate` slices by it
     assert cache.get_query_offset() == physical
+    prefill = measure_prefill(model, GPrune(keep=0.25), batch.inputs)
+    assert cache_length(prefill).passed
+    assert memory(prefill).passed
 
 
 def test_decoding_without_mask_or_positions(specimen, model):

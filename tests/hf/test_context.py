@@ -10,6 +10,7 @@ import torch
 from gprune import GPrune, RandomPruner, UniformGridPruner
 from gprune.proof.batches import GREEDY, forward, make_batch
 from gprune.proof.models import IMAGE
+from gprune.proof.trace import no_trace
 
 
 def hooks(model) -> list:
@@ -34,6 +35,8 @@ def test_leaving_leaves_no_trace(specimen, model):
     assert torch.equal(forward(model, batch).logits, untouched)
     with GPrune(keep=0.3)(model):  # it can be entered again
         forward(model, batch)
+    result = no_trace(model, GPrune(keep=0.3), batch.inputs)
+    assert result.passed, result.detail
 
 
 def test_nesting_is_refused(specimen, model):

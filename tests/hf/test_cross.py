@@ -18,11 +18,37 @@ from gprune import (
 )
 from gprune.hf.cross_cache import CrossPrunedCache
 from gprune.proof.batches import GREEDY, STEPS
-from gprune.proof.mllama import PATCHES, TILES, columns, make, masked_greedy, mllama
+from gprune.proof.mllama import PATCHES, TILES, make, mllama
 from gprune.proof.models import SIDE
+from gprune.proof.reference import Kept, full_length
 
 # For each row of the batch the tiles of each of its images.
 LAYOUTS = [[[2]], [[1], [4]], [[3, 1], [2]], [[1], [], [2, 3]]]
+
+
+def columns(rows, kept):
+    """Returns a mask of the kept vision tokens, bool [b, images * tiles * patches]."""
+    left = torch.zeros(len(rows), max(map(len, rows)), TILES, PATCHES, dtype=torch.bool)
+    for row, (images, groups) in enumerate(zip(rows, kept, strict=True)):
+        group = iter(groups)
+        for image, tiles in enumerate(images):
+            for tile in range(tiles):
+                chosen = next(group)
+                assert chosen.image == image
+                assert chosen.kind == "tile"
+                assert chosen.grid == (SIDE, SIDE)
+                left[row, image, tile, 0] = True  # CLS
+                left[row, image, tile, 1 + chosen.indices] = True
+        assert next(group, None) is None
+    return left.flatten(1)
+
+
+def masked_greedy(model, inputs, left, states=None):
+    """Decodes at full length with every other vision token masked; returns tokens and logits."""
+    everything = torch.ones_like(inputs["input_ids"], dtype=torch.bool)
+    kept = Kept(everything, columns=left, cross_states=states)
+    run = full_length(model, inputs, kept, STEPS)
+    return run.tokens, run.logits
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])

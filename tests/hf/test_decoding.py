@@ -7,6 +7,7 @@ import torch
 
 from gprune import GPrune
 from gprune.proof.batches import STEPS, finish_batch, make_batch, noise
+from gprune.proof.equality import Prompt, beam_search
 from gprune.proof.models import BREAK, IMAGE, SPECIMENS
 
 
@@ -19,6 +20,8 @@ def test_beams_equal_their_own_runs_without_cache(specimen, model, images):
         cached = model.generate(**batch.inputs, **options)
         uncached = model.generate(**batch.inputs, **options, use_cache=False)
     assert torch.equal(cached, uncached)
+    result = beam_search(Prompt(model, GPrune(keep=0.3), batch.inputs), 1e-5)
+    assert result.passed, result.detail
 
 
 def test_beams_choose_once_for_each_image(specimen, model, monkeypatch):

@@ -12,10 +12,12 @@ from gprune.proof.batches import (
     add_video,
     make_batch,
     masked_greedy,
-    merged_outputs,
     shortened_greedy,
 )
+from gprune.proof.equality import Prompt, masked_reference, uncached
 from gprune.proof.models import IMAGE, SPECIMENS
+from gprune.proof.reference import pruned_greedy
+from tests.hf.merging import merged_outputs
 
 # Images per row: one row; rows with different numbers of images; a row of text alone.
 LAYOUTS = [[1], [3], [1, 2], [2, 0, 1]]
@@ -27,24 +29,21 @@ LAYOUTS = [[1], [3], [1, 2], [2, 0, 1]]
 def test_equals_the_masked_full_length_model(specimen, images, keep, attention):
     model = specimen.build(attention=attention)
     batch = make_batch(specimen, model, images, seed=5)
-    with GPrune(keep=keep)(model) as pruned:
-        output = model.generate(**batch.inputs, **GREEDY)
-        kept_mask = pruned.kept_mask
-    width = batch.inputs["input_ids"].shape[1]
-    tokens, logits = masked_greedy(model, batch, kept_mask, STEPS)
-    assert torch.equal(output.sequences[:, width:], tokens)
-    assert torch.stack(output.logits, 1).sub(logits).abs().max() <= 1e-5
+    prompt = Prompt(model, GPrune(keep=keep), batch.inputs)
+    result = masked_reference(prompt, 1e-5)
+    assert result.passed, result.detail
+    run, kept = prompt.pruned
+    tokens, _ = masked_greedy(model, batch, kept.mask, STEPS)
+    assert torch.equal(run.tokens, tokens)  # along its own tokens too
 
 
 @pytest.mark.parametrize("images", LAYOUTS)
 def test_generation_without_cache_is_the_same(specimen, model, images):
-    batch = make_batch(specimen, model, images, seed=2)
-    with GPrune(keep=0.3)(model):
-        cached = model.generate(**batch.inputs, **GREEDY)
-        uncached = model.generate(**batch.inputs, **GREEDY, use_cache=False)
-    assert torch.equal(cached.sequences, uncached.sequences)
-    for one, other in zip(cached.logits, uncached.logits, strict=True):
-        assert (one - other).abs().max() <= 1e-5
+    prompt = Prompt(model, GPrune(keep=0.3), make_batch(specimen, model, images, seed=2).inputs)
+    result = uncached(prompt, 1e-5)
+    assert result.passed, result.detail
+    alone, _ = pruned_greedy(model, prompt.pruner, prompt.inputs, use_cache=False)
+    assert torch.equal(prompt.pruned[0].tokens, alone.tokens)
 
 
 @pytest.mark.parametrize("keep", [1.0, 0.3])

@@ -13,12 +13,13 @@ from gprune import GraphCover, WeightedCover, WeightedGPrune
 from gprune.errors import UnsupportedModelError
 from gprune.hf.weighted import biased_mask, causal_mask, require_interpreted
 from gprune.layouts import families_with
-from gprune.proof.batches import GREEDY, STEPS, make_batch, merged_outputs
+from gprune.proof.batches import GREEDY, STEPS, make_batch
 from gprune.proof.models import IMAGE, SPECIMENS
 from gprune.pruners.image import GroupedImage, assemble
 from gprune.pruners.reduction import Reduction
 from gprune.serving.settings import served_methods
 from gprune.tokens import Group
+from tests.hf.merging import merged_outputs
 
 LAYOUTS = [[1], [2, 0, 1]]
 
