@@ -30,12 +30,13 @@ def encode_keep(keep: Keep) -> tuple[int, ...]:
 
 def encode_budget(budget: Budget) -> int:
     """Encodes the budget of one kind of group."""
+    assert budget != "adaptive"  # `keep_from_json` refuses it
     if isinstance(budget, int):
         return -min(budget, MAX_COUNT)
     return max(1, parts_per_million(budget))
 
 
-def decode_keep(encoded: Sequence[int]) -> dict[str, Budget]:
+def decode_keep(encoded: Sequence[int]) -> dict[str, float | int]:
     """Reverses `encode_keep`: returns the budget of each kind that has one."""
     return {
         kind: -number if number < 0 else number / MILLION

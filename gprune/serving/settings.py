@@ -8,8 +8,9 @@ from functools import lru_cache
 from typing import Any
 
 import gprune
-from gprune.budget import Keep, check_rule
+from gprune.budget import ADAPTIVE, Keep, check_rule
 from gprune.pruners.base import Pruner
+from gprune.pruners.one_layer import OneLayerPruner
 from gprune.pruners.registry import METHODS, make
 from gprune.serving.plan import decode_keep, encode_keep
 
@@ -29,6 +30,11 @@ def keep_from_json(keep: Any) -> Keep:
     """
     if callable(keep):
         raise TypeError(f"keep={keep!r} must be a number or a mapping of kinds to numbers")
+    if keep == ADAPTIVE:
+        raise ValueError(
+            "keep='adaptive' finds the number of tokens from features, and a server writes the "
+            "placeholders before images are encoded; pass a number such as 0.36"
+        )
     rule = check_rule(keep)
     if isinstance(rule, Mapping):
         return {kind: 1.0 if budget == 1 else budget for kind, budget in rule.items()}
@@ -36,8 +42,16 @@ def keep_from_json(keep: Any) -> Keep:
 
 
 def served_methods() -> list[str]:
-    """Returns the names of the methods that the plugin serves: those that need features only."""
-    return [name for name, method in METHODS.items() if method.needs_features_only()]
+    """Returns the names of the methods that the plugin serves: those that need features only.
+
+    Methods of `layer_methods` are served too, with the option ``{"layer": 0}``.
+    """
+    return [name for name in METHODS if make(name, keep=1.0).needs_features_only()]
+
+
+def layer_methods() -> list[str]:
+    """Returns the methods that need features only if the option ``layer`` is 0."""
+    return [name for name, method in METHODS.items() if issubclass(method, OneLayerPruner)]
 
 
 @dataclass(frozen=True)
@@ -94,19 +108,21 @@ class ServerSettings:
         Raises:
             TypeError, ValueError: they are not.
         """
-        method = METHODS.get(self.method)
-        if method is not None and not method.needs_features_only():
-            raise ValueError(
-                f"method {self.method!r} needs more than the projected features of one image, "
-                "which is all that the vLLM plugin has; choose one of "
-                f"{', '.join(served_methods())}"
-            )
         try:
-            self.pruner(encode_keep(1.0))
+            served = make(self.method, keep=1.0, **self.options).needs_features_only()
+            if served:
+                self.pruner(encode_keep(1.0))
         except TypeError as error:  # an unknown option, or a value of another type
             raise TypeError(
                 f"options={dict(self.options)!r} do not suit {self.method}: {error}"
             ) from None
+        if not served:
+            raise ValueError(
+                f"method {self.method!r} with options={dict(self.options)!r} needs more than the "
+                "projected features of one image, which is all that the vLLM plugin has, or does "
+                f"not meet its budget exactly; choose one of {', '.join(served_methods())}, or "
+                f"{' or '.join(layer_methods())} with options={{'layer': 0}}"
+            )
 
     def label(self) -> str:
         """Returns method, options and gprune's version, for cache keys.

@@ -81,4 +81,4 @@ def test_the_error_without_vllm_names_the_package(monkeypatch: Any) -> None:
     monkeypatch.setattr(command.util, "find_spec", lambda name: None)
     result = CliRunner().invoke(app, ["serve", TINY])
     assert result.exit_code == 2
-    assert "pip install 'vllm>=0.32.0,<0.33.0'" in result.output
+    assert "pip install 'vllm>=0.32.0,<0.34.0'" in result.output

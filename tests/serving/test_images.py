@@ -11,12 +11,12 @@ import gprune
 from gprune import kept_count
 from gprune.budget import GROUP_KINDS
 from gprune.layouts import family_of
+from gprune.proof.models import SIDE, SPECIMENS
 from gprune.serving.families import SERVED
 from gprune.serving.images import prune_images
 from gprune.serving.plan import ImagePlan, encode_keep
 from gprune.serving.row_numbers import BASE, split_row_numbers, with_row_numbers
 from gprune.serving.settings import ServerSettings, served_methods
-from tests.hf.models import SIDE, SPECIMENS
 
 BY_NAME = {family.name: family for family in SERVED}
 
@@ -28,7 +28,7 @@ def noise(*shape: int) -> torch.Tensor:
 def plan_of(
     name: str, features: torch.Tensor, image: dict[str, torch.Tensor], keep: Any
 ) -> ImagePlan:
-    """Returns the frontend's plan for an image of tests/hf/models.py."""
+    """Returns the frontend's plan for an image of gprune/proof/models.py."""
     encoded = encode_keep(keep)
     if "image_grid_thw" in image:
         _, rows, columns = (image["image_grid_thw"][0] // 2).tolist()

@@ -19,7 +19,7 @@ from gprune.tinyvlm.model import checkpoint_folder
 from gprune.tinyvlm.scenes import make_scene
 from gprune.tinyvlm.vocabulary import build_tokenizer
 from tests.serving.vllm.checkpoints import tiny_vlm
-from tests.serving.vllm.engines import Prompt, Reference
+from tests.serving.vllm.engines import Prompt, Reference, until_end
 
 KEEP = 0.36
 
@@ -33,9 +33,7 @@ def test_a_folder_of_images_is_answered(tmp_path: Path, monkeypatch: Any) -> Non
         picture = make_scene("test", 0, index).draw()
         picture.save(images / f"{index}.png")
         asked.append(Prompt(f"<image>{QUESTION}", [picture]))
-    reference = Reference(checkpoint_folder())
-    reference.model.generation_config.eos_token_id = 2
-    expected = reference.ask(asked, gprune.GPrune(KEEP), 32)
+    expected = Reference(checkpoint_folder()).ask(asked, gprune.GPrune(KEEP), 32)
     # Ray starts its engines as processes.
     monkeypatch.delenv("VLLM_ENABLE_V1_MULTIPROCESSING", raising=False)
     # Ray reserves a CPU for every stage.
@@ -56,7 +54,7 @@ def test_a_folder_of_images_is_answered(tmp_path: Path, monkeypatch: Any) -> Non
     assert len(rows) == len(asked)
     for row in rows:
         one = expected[int(Path(row["path"]).stem)]
-        text = build_tokenizer().decode(one.tokens, skip_special_tokens=True)
+        text = build_tokenizer().decode(until_end(one), skip_special_tokens=True)
         # A digit that continues a number shows its mark where nothing stands before it.
         assert row["answer"] == text.removeprefix("##")
         assert row["prompt_tokens"] == one.prompt

@@ -58,7 +58,11 @@ def test_one_keeps_everything_because_json_cannot_tell_it_from_a_share() -> None
 
 
 @pytest.mark.parametrize(
-    "keep", [0, -1, 1.5, float("nan"), "0.5", True, None, [0.5], {}, {"pixel": 0.5}, {"tile": 0}]
+    "keep",
+    [
+        *(0, -1, 1.5, float("nan"), "0.5", "adaptive", True, None, [0.5], {}),
+        *({"pixel": 0.5}, {"tile": 0}, {"tile": "adaptive"}),
+    ],
 )
 def test_invalid_budgets_are_refused(keep: Any) -> None:
     with pytest.raises((TypeError, ValueError), match="keep"):
@@ -88,6 +92,21 @@ def test_methods_that_need_signals_are_refused_by_name(method: str) -> None:
         ServerSettings(0.5, method)
 
 
+@pytest.mark.parametrize("method", ["dart", "vlm_pruner"])
+def test_methods_inside_the_language_model_are_served_before_it(method: str) -> None:
+    assert "layer=0" in ServerSettings(0.5, method, {"layer": 0}).label()
+    with pytest.raises(ValueError, match=r"dart or vlm_pruner with options=\{'layer': 0\}"):
+        ServerSettings(0.5, method)
+
+
+@pytest.mark.parametrize(
+    ("method", "options"), [("dart", {"overspend": True}), ("vlm_pruner", {"fill": False})]
+)
+def test_methods_that_miss_their_budget_are_not_served(method: str, options: Any) -> None:
+    with pytest.raises(ValueError, match="does not meet its budget exactly"):
+        ServerSettings(0.5, method, {"layer": 0, **options})
+
+
 def test_the_default_method_is_the_recommended_one() -> None:
     config = SimpleNamespace(gprune={"keep": 0.5})
     assert ServerSettings.from_config(config) == ServerSettings(0.5, "recommended")
@@ -95,7 +114,7 @@ def test_the_default_method_is_the_recommended_one() -> None:
 
 def test_served_methods_include_the_methods_without_signals() -> None:
     served = served_methods()
-    assert {"gprune", "graph_cover", "divprune", "dart", "tome", "random"} <= set(served)
+    assert {"gprune", "graph_cover", "divprune", "tome", "random"} <= set(served)
     assert all(name in gprune.methods() for name in served)
 
 
@@ -152,11 +171,11 @@ def test_the_documentation_lists_every_family() -> None:
 def test_untested_versions_are_refused_without_the_override(monkeypatch: Any) -> None:
     override = RANGES["vllm"].override
     monkeypatch.delenv(override, raising=False)
-    for version in ("0.32.0", "0.32.3", "0.32.0+cpu"):
+    for version in ("0.32.0", "0.32.3", "0.32.0+cpu", "0.33.0", "0.33.1"):
         assert is_tested("vllm", version)
         require_tested("vllm", version)
-    for version in ("0.31.9", "0.33.0", "1.0"):
+    for version in ("0.31.9", "0.34.0", "1.0"):
         with pytest.raises(UnsupportedVersionError, match=f"vllm {version} .*0.32.0"):
             require_tested("vllm", version)
     monkeypatch.setenv(override, "1")
-    require_tested("vllm", "0.33.0")
+    require_tested("vllm", "0.34.0")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -40,6 +41,7 @@ from vllm.model_executor.models.qwen3_vl import (  # noqa: E402
 )
 from vllm.multimodal import MULTIMODAL_REGISTRY  # noqa: E402
 
+from gprune.layouts.base import Family  # noqa: E402
 from gprune.serving.families import served_family  # noqa: E402
 from gprune.serving.images import prune_images  # noqa: E402
 from gprune.serving.plan import ImagePlan  # noqa: E402
@@ -66,6 +68,12 @@ class PruningModel(nn.Module):
     supports_mrope: ClassVar[bool] = True
     supports_multimodal_pruning: ClassVar[bool] = True
 
+    # Called with the family, and the plan, projected features [n, width] and pruned embeddings of
+    # each image; `gprune.serving.proof` reads the choice with it.
+    observer: ClassVar[
+        Callable[[Family, Sequence[ImagePlan], Sequence[Tensor], Sequence[Tensor]], None] | None
+    ] = None
+
     def __init__(self, *, vllm_config: Any, prefix: str = "", **kwargs: Any) -> None:
         super().__init__(vllm_config=vllm_config, prefix=prefix, **kwargs)
         # vLLM's own model would append channels for pruned videos.
@@ -82,17 +90,15 @@ class PruningModel(nn.Module):
         images = super().embed_multimodal(**kwargs)  # type: ignore[misc]
         if plans is None:
             return images
-        pruned = prune_images(
-            list(images),
-            [ImagePlan.from_tensor(row) for row in plans],
-            self.family,
-            self.settings.pruner,
-            self.width,
-        )
+        images, plans = list(images), [ImagePlan.from_tensor(row) for row in plans]
+        pruned = prune_images(images, plans, self.family, self.settings.pruner, self.width)
         if get_tensor_model_parallel_world_size() > 1:
             # Features of ranks may differ in the last bit, and ranks must not keep other tokens.
             group = get_tp_group()
             pruned = [group.broadcast(image.contiguous()) for image in pruned]
+        if PruningModel.observer is not None:
+            projected = [image[:, : self.width] for image in images]
+            PruningModel.observer(self.family, plans, projected, pruned)
         return pruned
 
     def get_mrope_input_positions(

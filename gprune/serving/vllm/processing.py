@@ -208,8 +208,8 @@ class PruningProcessor(BaseMultiModalProcessor):
         advance = max(plan.rows, plan.columns) if multimodal else plan.tokens
         return PrunedDetails(pruned, is_embed, advance - kept)
 
-    def _apply_prompt_updates(self, prompt_ids: list[int], mm_prompt_updates: Any) -> Any:
-        ids, placeholders = super()._apply_prompt_updates(prompt_ids, mm_prompt_updates)
+    def _apply_prompt_updates(self, token_ids: list[int], mm_prompt_updates: Any) -> Any:
+        ids, placeholders = super()._apply_prompt_updates(token_ids, mm_prompt_updates)
         images = mm_prompt_updates.get("image", [])
         unused = sum(update.content.unused_positions for image in images for update in image)
         text = self.info.get_hf_config().get_text_config()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,9 +9,9 @@ from typing import Any
 
 import torch
 import transformers as tf
-from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 
+from gprune.serving.proof.checkpoints import copy_for_vllm, rename_tower
 from gprune.tinyvlm.model import checkpoint_folder
 
 SPECIAL = [
@@ -247,32 +246,10 @@ def make_checkpoint(name: str, folder: Path) -> Path:
         model.lm_head.weight[: len(SPECIAL)] = 0  # a generated placeholder would need an image
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
-    old_tower_names(folder)
+    rename_tower(folder)
     return folder
 
 
 def tiny_vlm(folder: Path) -> Path:
     """Copies the shipped tiny VLM in the format of vLLM."""
-    shutil.copytree(checkpoint_folder(), folder)
-    old_tower_names(folder)
-    return folder
-
-
-def old_tower_names(folder: Path) -> None:
-    """Renames CLIP and SigLIP weights: vLLM expects a prefix that transformers 5 leaves out."""
-    weights = load_file(folder / "model.safetensors")
-
-    def name(key: str) -> str:
-        prefix, found, rest = key.partition("vision_tower.")
-        clip = rest.startswith(("embeddings.", "encoder.", "pre_layrnorm.", "post_layernorm."))
-        # InternVL's tower has embeddings too, but no vision_model in its names.
-        return (
-            f"{prefix}vision_tower.vision_model.{rest}" if found and clip and not internvl else key
-        )
-
-    internvl = any("lambda_1" in key for key in weights)
-    save_file(
-        {name(key): value for key, value in weights.items()},
-        folder / "model.safetensors",
-        metadata={"format": "pt"},
-    )
+    return copy_for_vllm(checkpoint_folder(), folder)

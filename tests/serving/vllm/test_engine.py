@@ -44,10 +44,8 @@ def pruning(folder: Path) -> Iterator[Any]:
 
 def cached_tokens(llm: Any, prompt: Prompt) -> int:
     """Returns how many prompt tokens the engine took from its prefix cache."""
-    from vllm import SamplingParams
-
-    (output,) = llm.generate([prompt.for_vllm()], SamplingParams(max_tokens=1), use_tqdm=False)
-    return int(output.num_cached_tokens)
+    (answer,) = ask(llm, [prompt], 1)
+    return answer.cached
 
 
 def test_the_prefix_cache_depends_on_image_and_budget(

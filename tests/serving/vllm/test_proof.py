@@ -1,9 +1,9 @@
-"""Every served family: keep=1 equals stock vLLM, and less equals gprune in transformers."""
+"""`gprune prove --engine vllm` on every served family, and on servers broken on purpose."""
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,88 +11,164 @@ import pytest
 
 pytest.importorskip("vllm")
 
-import gprune
+import torch
+from transformers import AutoConfig, AutoProcessor
+
+from gprune.proof.answers import difference
+from gprune.proof.checkpoint import reply_in_transformers
+from gprune.serving.proof.claims import CHUNK_OPTION, CLAIMS, Evidence, answers_of, check
+from gprune.serving.proof.prove import collect, make_job
+from gprune.serving.proof.runs import run_here, run_stock
+from gprune.serving.settings import ServerSettings
 from tests.serving.vllm.checkpoints import FAMILIES, make_checkpoint
-from tests.serving.vllm.engines import (
-    Answer,
-    Prompt,
-    Reference,
-    ask,
-    assert_same,
-    engine,
-    picture,
-    prompts,
-)
+from tests.serving.vllm.engines import prompts
 
 KEEP = 0.36
 
 
-class Served:
-    """A checkpoint of a family, the answers of stock vLLM, and the model in transformers."""
+def evidence_of(name: str, folder: Path) -> Evidence:
+    """Asks stock vLLM, pruned vLLM and transformers about a random checkpoint of a family."""
+    model = str(make_checkpoint(name, folder / name))
+    config, processor = AutoConfig.from_pretrained(model), AutoProcessor.from_pretrained(model)
+    asked = prompts(FAMILIES[name].image)
+    settings = ServerSettings(KEEP, "gprune")
+    job = make_job(
+        *(model, config, processor, asked, settings, "float32"), keeps=(0.1, 3, 0.5, 1.0)
+    )
+    return collect(job, "float32", "cpu", reply_in_transformers, run_here)
 
-    def __init__(self, name: str, folder: Path) -> None:
-        self.name = name
-        self.folder = make_checkpoint(name, folder / name)
-        self.prompts = prompts(FAMILIES[name].image)
-        with engine(self.folder) as stock:
-            self.stock = ask(stock, self.prompts)
-        self.reference = Reference(self.folder)
+
+def failed(evidence: Evidence) -> dict[str, str]:
+    """Returns the claims that do not hold, with their details."""
+    return {result.name: result.detail for result in check(evidence) if not result.passed}
 
 
-@pytest.fixture(scope="module", params=list(FAMILIES))
-def served(request: Any, tmp_path_factory: Any) -> Served:
-    return Served(request.param, tmp_path_factory.mktemp("checkpoints"))
+@pytest.mark.parametrize("name", list(FAMILIES))
+def test_every_claim_holds(name: str, tmp_path: Path) -> None:
+    evidence = evidence_of(name, tmp_path)
+    assert not failed(evidence)
+    assert [result.name for result in check(evidence)] == list(CLAIMS)
+    stock, pruned, replies = evidence.stock, evidence.pruned, evidence.replies
+    # In float32 every greedy token is the same, and differences are far below what a wrong position
+    # or a wrong token makes.
+    for found, expected, tolerance in (
+        (pruned.whole, stock.batch, 1e-5),
+        (answers_of(pruned.asked), answers_of(replies.asked), 2e-3),
+        (answers_of(pruned.own), answers_of(replies.own), 2e-3),
+        (pruned.together, answers_of([*pruned.asked, *pruned.own]), 2e-3),
+    ):
+        compared = difference(found, expected)
+        assert compared.same == compared.steps == len(found) * evidence.job.steps
+        assert compared.largest <= tolerance
+        assert not compared.prompts
+    assert max(evidence.between_batches, evidence.between_engines) <= 2e-3
+    # Pruning changes the answers; otherwise the comparisons above would show nothing.
+    assert difference(answers_of(pruned.asked), stock.alone).largest > 0.05
+    # Chunks are shorter than the images of the first prompt, and its prefill takes several.
+    assert evidence.job.options[CHUNK_OPTION] < pruned.asked[0].answer.prompt
 
 
 @pytest.fixture(scope="module")
-def pruning(served: Served) -> Iterator[Any]:
-    with engine(served.folder, {"keep": KEEP}, enable_prefix_caching=False) as llm:
-        yield llm
+def sound(tmp_path_factory: Any) -> Evidence:
+    """A proof that holds, of which a broken server changes a part."""
+    return evidence_of("qwen2_5_vl", tmp_path_factory.mktemp("sound"))
 
 
-def with_keep(asked: list[Prompt], keep: Any) -> list[Prompt]:
-    return [Prompt(prompt.text, prompt.images, keep) for prompt in asked]
+def broken(sound: Evidence) -> Evidence:
+    """Asks the pruned server and transformers again; stock vLLM is not affected."""
+
+    def run(function: Callable[..., Any], *args: Any) -> Any:
+        return sound.stock if function is run_stock else function(*args)
+
+    return collect(sound.job, "float32", "cpu", reply_in_transformers, run)
 
 
-def test_keep_1_answers_as_stock_vllm(served: Served, pruning: Any) -> None:
-    assert_same(ask(pruning, with_keep(served.prompts, 1.0)), served.stock, 1e-5)
+def test_compact_positions_are_found(sound: Evidence, monkeypatch: Any) -> None:
+    from gprune.serving.vllm.positions import PromptImage
+
+    # The text after an image continues after its kept tokens, as if the others had not been there.
+    monkeypatch.setattr(PromptImage, "advance", property(lambda self: len(self.placeholders)))
+    assert {"answers", "request keeps"} <= failed(broken(sound)).keys()
 
 
-def test_a_smaller_keep_answers_as_gprune_in_transformers(served: Served, pruning: Any) -> None:
-    expected = served.reference.ask(served.prompts, gprune.GPrune(KEEP))
-    assert_same(ask(pruning, served.prompts), expected, 2e-3)
-    # Pruning changes the answers; otherwise the comparison above would show nothing.
-    assert any(
-        one.logprobs != other.logprobs for one, other in zip(expected, served.stock, strict=True)
+def test_positions_shifted_by_one_are_found(sound: Evidence, monkeypatch: Any) -> None:
+    from gprune.serving.vllm import models
+
+    fill = models.fill_positions
+    monkeypatch.setattr(
+        models, "fill_positions", lambda positions, rows, done: fill(positions, rows + 1, done)
     )
+    assert {"keep 1", "answers", "request keeps"} <= failed(broken(sound)).keys()
 
 
-@pytest.mark.parametrize("keep", [0.1, 3])
-def test_a_request_sets_its_own_budget(served: Served, pruning: Any, keep: Any) -> None:
-    expected = served.reference.ask(served.prompts, gprune.GPrune(keep))
-    assert_same(ask(pruning, with_keep(served.prompts, keep)), expected, 2e-3)
+def test_an_ignored_budget_of_a_request_is_found(sound: Evidence, monkeypatch: Any) -> None:
+    from gprune.serving.plan import encode_keep
+    from gprune.serving.vllm.processing import PruningProcessor
+
+    monkeypatch.setattr(
+        PruningProcessor, "encoded_keep", lambda self, kwargs: encode_keep(self.settings.keep)
+    )
+    found = failed(broken(sound))
+    assert {"keep 1", "choice", "request keeps", "refusals"} <= found.keys()
+    assert "gprune_keep=1.5 was answered" in found["refusals"]
+    assert "answers" not in found
 
 
-@pytest.mark.parametrize("size", [(1, 1), (400, 2), (2, 400)])
-def test_odd_pictures_do_not_stop_the_engine(
-    served: Served, pruning: Any, size: tuple[int, int]
-) -> None:
-    image = FAMILIES[served.name].image
-    # The processor may refuse it, before it reaches the engine.
-    with contextlib.suppress(ValueError):
-        ask(pruning, [Prompt(f"w1 {image} w2", [picture(0, *size)])])
-    next_prompt = served.prompts[:1]
-    expected = served.reference.ask(next_prompt, gprune.GPrune(KEEP))
-    assert_same(ask(pruning, next_prompt), expected, 2e-3)
+def test_another_choice_is_found(sound: Evidence, monkeypatch: Any) -> None:
+    other = ServerSettings(KEEP, "uniform_grid")
+    monkeypatch.setattr(
+        ServerSettings, "pruner", lambda self, encoded: other_pruner(other, encoded)
+    )
+    found = failed(broken(sound))
+    # Transformers is asked with the method that the job names.
+    assert "choice" in found
+    assert "are kept by only one of vLLM and transformers" in found["choice"]
 
 
-def test_budgets_differ_in_one_batch(served: Served, pruning: Any) -> None:
-    keeps = [1.0, 0.1, KEEP, 3, None, 0.5]
-    mixed = [
-        Prompt(prompt.text, prompt.images, keep)
-        for prompt, keep in zip(served.prompts, keeps, strict=True)
-    ]
-    expected: list[Answer] = []
-    for prompt, keep in zip(served.prompts, keeps, strict=True):
-        expected += served.reference.ask([prompt], gprune.GPrune(KEEP if keep is None else keep))
-    assert_same(ask(pruning, mixed), expected, 2e-3)
+def other_pruner(settings: ServerSettings, encoded: tuple[int, ...]) -> Any:
+    from gprune.serving.settings import cached_pruner
+
+    return cached_pruner(settings.method, (), encoded)
+
+
+def test_features_of_other_tokens_are_found(sound: Evidence, monkeypatch: Any) -> None:
+    from gprune.serving.vllm import models
+
+    split = models.split_row_numbers
+
+    def reversed_features(embeddings: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        features, rows = split(embeddings)
+        return features.flip(0), rows
+
+    monkeypatch.setattr(models, "split_row_numbers", reversed_features)
+    found = failed(broken(sound))
+    assert {"keep 1", "answers", "request keeps"} <= found.keys()
+    assert "choice" not in found
+
+
+def test_a_cache_that_mixes_budgets_is_found(sound: Evidence, monkeypatch: Any) -> None:
+    from gprune.serving.vllm import processing
+
+    hashes = processing.PruningProcessor._get_mm_hashes
+
+    def without_budget(self: Any, inputs: Any) -> Any:
+        kwargs = processing.without_keep(inputs.hf_processor_mm_kwargs)
+        return hashes(self, replace(inputs, hf_processor_mm_kwargs=kwargs))
+
+    monkeypatch.setattr(processing.PruningProcessor, "_get_mm_hashes", without_budget)
+    found = failed(broken(sound))
+    assert {"choice", "request keeps", "prefix cache"} <= found.keys()
+    assert "a request with another budget took 128 tokens from the cache" in found["prefix cache"]
+
+
+def test_a_plugin_that_changes_the_model_is_found(sound: Evidence, monkeypatch: Any) -> None:
+    from gprune.serving.vllm.models import PruningModel
+
+    embed = PruningModel.embed_multimodal
+
+    def scaled(self: Any, **kwargs: Any) -> Any:
+        pruned = embed(self, **kwargs)
+        return [torch.cat([one[:, :-2] * 1.01, one[:, -2:]], 1) for one in pruned]
+
+    monkeypatch.setattr(PruningModel, "embed_multimodal", scaled)
+    assert {"keep 1", "answers"} <= failed(broken(sound)).keys()

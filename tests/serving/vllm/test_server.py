@@ -27,7 +27,7 @@ import gprune
 from gprune.tinyvlm.model import checkpoint_folder
 from gprune.tinyvlm.scenes import make_scene
 from tests.serving.vllm.checkpoints import tiny_vlm
-from tests.serving.vllm.engines import Answer, Prompt, Reference
+from tests.serving.vllm.engines import Answer, Prompt, Reference, until_end
 
 KEEP, OTHER = 0.25, 0.5
 START_TIMEOUT = 400  # seconds, on a busy machine
@@ -119,9 +119,8 @@ ASKED = [(scene.draw(), question) for scene in SCENES for question in scene.ask(
 
 
 def expected(keep: float) -> list[Answer]:
-    """Returns the answers of transformers, up to the EOS token as the server's."""
+    """Returns the answers of transformers."""
     reference = Reference(checkpoint_folder())
-    reference.model.generation_config.eos_token_id = 2
     asked = [Prompt(f"<image>{question.question}", [image]) for image, question in ASKED]
     return reference.ask(asked, gprune.GraphCover(keep), 4)
 
@@ -129,7 +128,7 @@ def expected(keep: float) -> list[Answer]:
 def text_of(answer: Answer) -> str:
     from gprune.tinyvlm.vocabulary import build_tokenizer
 
-    return build_tokenizer().decode(answer.tokens, skip_special_tokens=True)
+    return build_tokenizer().decode(until_end(answer), skip_special_tokens=True)
 
 
 def answer_text(reply: dict[str, Any]) -> str:

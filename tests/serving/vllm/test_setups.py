@@ -14,6 +14,8 @@ pytest.importorskip("vllm")
 import vllm
 
 import gprune
+from gprune.serving.families import SERVED
+from gprune.serving.proof.engines import inspect_here
 from gprune.tinyvlm.model import checkpoint_folder
 from gprune.tinyvlm.scenes import Scene, make_scene
 from tests.serving.vllm.checkpoints import FAMILIES, make_checkpoint, tiny_vlm
@@ -23,11 +25,12 @@ from tests.serving.vllm.engines import (
     ask,
     assert_same,
     engine,
-    inspect_here,
     prompts,
+    until_end,
 )
 
 KEEP = 0.36
+BY_NAME = {family.name: family for family in SERVED}
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +44,7 @@ def model_config(
     architecture: str = "GPruneLlavaForConditionalGeneration",
 ) -> Any:
     """Returns vLLM's config of a pruned model, without starting an engine."""
-    inspect_here()
+    inspect_here(BY_NAME["llava"])
     overrides = {"architectures": [architecture], "gprune": settings}
     return vllm.EngineArgs(model=str(folder), hf_overrides=overrides).create_model_config()
 
@@ -81,11 +84,7 @@ def test_the_tiny_vlm_answers_as_in_transformers(tiny: Path, method: str, keep: 
     with engine(tiny, {"keep": keep, "method": method}) as llm:
         found = ask(llm, asked_prompts, 4)
     assert_same(found, expected, 2e-3)
-    end = 2  # tokens after it are noise
-    answers = [
-        answer.tokens[: answer.tokens.index(end)] if end in answer.tokens else answer.tokens
-        for answer in found
-    ]
+    answers = [until_end(answer) for answer in found]
     from gprune.tinyvlm.vocabulary import build_tokenizer
 
     tokenizer = build_tokenizer()
@@ -137,13 +136,13 @@ def test_the_untested_runner_is_refused(folder: Path, monkeypatch: Any) -> None:
 def test_an_untested_vllm_refuses_pruned_architectures_only(folder: Path, monkeypatch: Any) -> None:
     from gprune.serving.vllm import models, plugin
 
-    inspect_here()
-    monkeypatch.setattr(vllm, "__version__", "0.33.1")
+    inspect_here(BY_NAME["llava"])
+    monkeypatch.setattr(vllm, "__version__", "0.34.0")
     monkeypatch.delenv("GPRUNE_UNTESTED_VLLM", raising=False)
-    with pytest.raises(gprune.UnsupportedVersionError, match=r"vllm 0\.33\.1 .*>=0\.32\.0"):
+    with pytest.raises(gprune.UnsupportedVersionError, match=r"vllm 0\.34\.0 .*>=0\.32\.0"):
         model_config(folder, {"keep": 0.5})
     # If another version does not call the config hook, importing the models refuses.
-    with pytest.raises(gprune.UnsupportedVersionError, match=r"vllm 0\.33\.1"):
+    with pytest.raises(gprune.UnsupportedVersionError, match=r"vllm 0\.34\.0"):
         importlib.reload(models)
     hooks: dict[str, Any] = {}
     monkeypatch.setattr("vllm.model_executor.models.config.MODELS_CONFIG_MAP", hooks)
