@@ -8,22 +8,17 @@ from typing import Any
 
 import gradio as gr
 
-from gprune.ask.comparison import (
-    MOST_METHODS,
-    SCENES,
-    THRESHOLD,
-    ComparisonSettings,
-    SharedModel,
-    scene_picture,
-)
+from gprune.ask.comparison import THRESHOLD, SharedModel
+from gprune.ask.links import MOST_METHODS, SCENES, ComparisonSettings, scene_picture
 from gprune.pruners import RECOMMENDED, methods
 
 HEADER = """
 <div class="headline"><h1>What does a model need to see?</h1>
 <p>A vision-language model reads hundreds of tokens of every image. Ask a question, keep a share of
 the tokens, and compare what each method keeps, how the model then answers, and what that saves.</p>
-<p class="model">Model: <b>{model}</b></p></div>
+<p class="model">Model: <b>{model}</b>{limits}</p></div>
 """
+LIMITS = ", which knows drawn scenes only"
 
 GRAPH_TEXT = """
 ### Why these?
@@ -34,33 +29,63 @@ thicker a line, the stronger its edge. **Click a patch in any picture** to move 
 
 # Options of the drawn pictures. A label would cover patches that can be clicked.
 DRAWN: dict[str, Any] = {"interactive": False, "format": "png", "buttons": [], "show_label": False}
+# What the pictures show; page.css reads the second.
+SHOWN = ("kept tokens", "scores")
 
 
 @dataclass(frozen=True, eq=False)
 class Inputs:
-    """The components that a visitor sets."""
+    """The components that a visitor sets, with the messages about them.
+
+    Attributes:
+        picture: the upload.
+        picture_message: about the upload.
+        link_message: about the link that opened the page.
+        examples: the example scenes.
+        question: choices and free text for the tiny model, free text for others.
+        methods: the methods to compare.
+        keep: the share of the tokens.
+        timed: whether to time the prefill.
+        ask: the button that starts.
+        cancel: the button that stops.
+        link: restores the settings.
+        status: progress and errors.
+    """
 
     picture: gr.Image
+    picture_message: gr.HTML
+    link_message: gr.HTML
     examples: gr.Gallery
-    question: gr.Dropdown
+    question: gr.Dropdown | gr.Textbox
     methods: gr.Dropdown
     keep: gr.Slider
     timed: gr.Checkbox
-    button: gr.Button
+    ask: gr.Button
+    cancel: gr.Button
+    link: gr.Textbox
+    status: gr.HTML
 
 
 @dataclass(frozen=True, eq=False)
-class Pictures:
-    """The row of pictures: what the model sees, and a column for each method.
+class Answers:
+    """The answers, hidden until there are some: table, downloads, and a picture for each method.
 
     Attributes:
-        row: the row.
+        section: all of them.
+        table: answers and savings.
+        picture_file: downloads the pictures.
+        json_file: downloads the numbers.
+        shown: what the pictures show, one of `SHOWN`.
         view: what the model sees.
-        columns: the components of all columns, five each: column, title, overlay, caption, scores.
+        columns: the components of all columns, four each: column, title, overlay, scores.
         clickable: the pictures of the columns.
     """
 
-    row: gr.Row
+    section: gr.Column
+    table: gr.HTML
+    picture_file: gr.DownloadButton
+    json_file: gr.DownloadButton
+    shown: gr.Radio
     view: gr.Image
     columns: list[Any]
     clickable: list[gr.Image]
@@ -76,26 +101,22 @@ class GraphView:
     threshold: gr.Slider
 
 
-def header(name: str) -> gr.HTML:
+def header(shared: SharedModel) -> gr.HTML:
     """Lays out the headline with the model's name."""
-    return gr.HTML(HEADER.format(model=escape(name)))
+    limits = LIMITS if shared.tiny else ""
+    return gr.HTML(HEADER.format(model=escape(shared.name), limits=limits), padding=False)
 
 
 def inputs(shared: SharedModel) -> Inputs:
     """Lays out everything that a visitor sets: the picture on the left, the rest beside it."""
+    link_message = gr.HTML(elem_id="link-message", padding=False)
     with gr.Row(equal_height=False):
         with gr.Column(scale=2, min_width=280):
             picture = picture_input()
-        with gr.Column(scale=3, min_width=340):
-            gr.Markdown("Examples that the tiny model was not trained on")
+            picture_message = gr.HTML(elem_id="picture-message", padding=False)
+        with gr.Column(scale=3, min_width=280):
             examples = example_gallery()
-            question = gr.Dropdown(
-                [],
-                value=None,
-                allow_custom_value=True,
-                label="Question: choose one or type your own",
-                elem_id="question",
-            )
+            question = question_input(shared.tiny)
             chosen = method_dropdown()
             with gr.Row(equal_height=True):
                 keep = gr.Slider(
@@ -105,10 +126,15 @@ def inputs(shared: SharedModel) -> Inputs:
                     label="Keep: share of the visual tokens",
                     elem_id="keep",
                     scale=3,
+                    min_width=260,
                 )
-                timed = gr.Checkbox(shared.tiny, label="time the prefill", scale=1)
-            button = gr.Button("Ask", variant="primary", elem_id="ask")
-    return Inputs(picture, examples, question, chosen, keep, timed, button)
+                timed = gr.Checkbox(shared.tiny, label="time the prefill", scale=1, min_width=100)
+            ask, cancel, link = action_row()
+            status = gr.HTML(elem_id="status", padding=False)
+    return Inputs(
+        *(picture, picture_message, link_message, examples, question, chosen, keep, timed),
+        *(ask, cancel, link, status),
+    )
 
 
 def picture_input() -> gr.Image:
@@ -132,9 +158,8 @@ def example_gallery() -> gr.Gallery:
     """Lays out the example scenes."""
     return gr.Gallery(
         [scene_picture(index) for index in SCENES],
-        show_label=False,
+        label="Examples, unseen in training",
         columns=len(SCENES),
-        height=112,
         format="png",
         allow_preview=False,
         interactive=False,
@@ -143,11 +168,25 @@ def example_gallery() -> gr.Gallery:
     )
 
 
-def method_dropdown() -> gr.Dropdown:
-    """Lays out the choice of methods."""
+def question_input(tiny: bool) -> gr.Dropdown | gr.Textbox:
+    """Lays out the question: the tiny model's with choices, as its vocabulary is small."""
+    if not tiny:
+        return gr.Textbox(ComparisonSettings.question, label="Question", elem_id="question")
     return gr.Dropdown(
-        methods(),
-        value=list(ComparisonSettings.methods),
+        [],
+        value=None,
+        allow_custom_value=True,
+        label="Question: choose one or type your own",
+        elem_id="question",
+    )
+
+
+def method_dropdown() -> gr.Dropdown:
+    """Lays out the choice of methods, the chosen ones first."""
+    first = list(ComparisonSettings.methods)
+    return gr.Dropdown(
+        [*first, *(name for name in methods() if name not in first)],
+        value=first,
         multiselect=True,
         max_choices=MOST_METHODS,
         label=f"Methods, up to {MOST_METHODS}; {RECOMMENDED} is recommended, gprune is the paper's",
@@ -155,24 +194,67 @@ def method_dropdown() -> gr.Dropdown:
     )
 
 
-def pictures() -> Pictures:
-    """Lays out the row of pictures, hidden until there are answers."""
+def action_row() -> tuple[gr.Button, gr.Button, gr.Textbox]:
+    """Lays out the buttons and, beside them, the link that restores the settings."""
+    with gr.Row(equal_height=True, elem_id="actions"):
+        ask = gr.Button("Ask", variant="primary", elem_id="ask", scale=2, min_width=120)
+        cancel = gr.Button("Cancel", interactive=False, elem_id="cancel", scale=1, min_width=90)
+        link = gr.Textbox(
+            label="Link to these settings (no upload)",
+            lines=1,
+            max_lines=1,
+            interactive=False,
+            buttons=["copy"],
+            elem_id="link",
+            scale=3,
+            min_width=240,
+        )
+    return ask, cancel, link
+
+
+def answers() -> Answers:
+    """Lays out the table, the downloads and the pictures, hidden until there are answers."""
+    with gr.Column(visible=False, elem_id="answers") as section:
+        table = gr.HTML(elem_id="table", padding=False)
+        with gr.Row(elem_id="tools", equal_height=True):
+            shown = gr.Radio(
+                list(SHOWN),
+                value=SHOWN[0],
+                label="Show in the pictures (bright scores are high)",
+                interactive=True,
+                elem_id="show",
+            )
+            picture_file, json_file = (
+                gr.DownloadButton(label, interactive=False, size="sm", elem_id=name, min_width=140)
+                for label, name in (
+                    ("Download picture", "get-picture"),
+                    ("Download JSON", "get-json"),
+                )
+            )
+        view, columns, clickable = pictures()
+    return Answers(section, table, picture_file, json_file, shown, view, columns, clickable)
+
+
+def pictures() -> tuple[gr.Image, list[Any], list[gr.Image]]:
+    """Lays out the pictures: what the model sees, and a column for each method.
+
+    Returns:
+        `Answers.view`, `Answers.columns` and `Answers.clickable`.
+    """
     columns: list[Any] = []
     clickable: list[gr.Image] = []
-    with gr.Row(visible=False, elem_id="pictures", equal_height=False) as row:
-        with gr.Column(min_width=180):
-            gr.Markdown("what the model sees")
+    with gr.Row(elem_id="pictures", equal_height=False):
+        with gr.Column(min_width=150):
+            gr.HTML('<p class="title">what the model sees</p>', padding=False)
             view = gr.Image(elem_id="shown", **DRAWN)
-            gr.Markdown("Click a patch in any picture to see the graph around it.")
         for index in range(MOST_METHODS):
-            with gr.Column(visible=False, min_width=180) as column:
-                title = gr.Markdown()
-                overlay = gr.Image(elem_id=f"overlay-{index}", **DRAWN)
-                caption = gr.Markdown()
-                scores = gr.Image(elem_id=f"scores-{index}", **DRAWN)
-            columns += [column, title, overlay, caption, scores]
+            with gr.Column(visible=False, min_width=150, elem_classes="method") as column:
+                title = gr.HTML(padding=False)
+                overlay = gr.Image(elem_id=f"overlay-{index}", elem_classes="kept", **DRAWN)
+                scores = gr.Image(elem_id=f"scores-{index}", elem_classes="scores", **DRAWN)
+            columns += [column, title, overlay, scores]
             clickable += [overlay, scores]
-    return Pictures(row, view, columns, clickable)
+    return view, columns, clickable
 
 
 def graph_view() -> GraphView:
@@ -191,13 +273,3 @@ def graph_view() -> GraphView:
                 elem_id="threshold",
             )
     return GraphView(row, picture, description, threshold)
-
-
-def link_box() -> gr.Textbox:
-    """Lays out the link that restores the settings."""
-    return gr.Textbox(
-        label="Link that restores these settings (an uploaded picture is not part of it)",
-        interactive=False,
-        buttons=["copy"],
-        elem_id="link",
-    )

@@ -7,6 +7,9 @@ from html import escape
 from gprune.ask.comparison import Comparison, MethodResult
 
 HEADS = ("", "answer", "visual tokens", "multiply-adds", "KV cache", "prefill")
+# How the title of a method's pictures goes on when they show scores; the second for methods that
+# choose a set.
+SCORED, UNSCORED = "scores", "keeps, no scores"
 
 
 def results_table(comparison: Comparison) -> str:
@@ -49,8 +52,24 @@ def result_row(result: MethodResult, answer_full: str) -> str:
 
 
 def table_row(method: str, *cells: str) -> str:
-    """Returns a row with the method as its head; ``cells`` are HTML."""
-    return f"<tr><th>{escape(method)}</th>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>"
+    """Returns a row with the method as its head; ``cells`` are HTML.
+
+    A phone shows each row as a block of its own: there ``data-head`` stands before a cell.
+    """
+    body = "".join(
+        f'<td data-head="{head}">{cell}</td>' if cell else "<td></td>"
+        for head, cell in zip(HEADS[1:], cells, strict=True)
+    )
+    return f"<tr><th>{escape(method)}</th>{body}</tr>"
+
+
+def method_title(result: MethodResult) -> str:
+    """Returns the title of a method's pictures; page.css chooses between its two ends."""
+    scores = SCORED if result.scores is not None else UNSCORED
+    return (
+        f'<p class="title"><b>{escape(result.method)}</b> <span class="when-kept">keeps</span>'
+        f'<span class="when-scores">{scores}</span></p>'
+    )
 
 
 def compared_answer(answer: str, answer_full: str) -> str:

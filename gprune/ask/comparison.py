@@ -3,104 +3,31 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
-from urllib.parse import urlencode
 
 from PIL import Image
 
-from gprune import viz
+from gprune import __version__, viz
 from gprune.ask.answers import Outcome, answer
+from gprune.ask.links import ComparisonSettings, scene_answers, scene_picture
 from gprune.ask.pictures import first_group, has_feature_scores, model_view
+from gprune.ask.progress import Progress, Watch, watched
 from gprune.costs import PrefillTimes, Saving, prefill_times
-from gprune.errors import UnsupportedModelError
+from gprune.errors import UnsupportedModelError, plain_message
 from gprune.graph import SimilarityGraph, check_threshold
-from gprune.pruners import RECOMMENDED, Pruner, make
+from gprune.pruners import Pruner, make
 from gprune.tokens import VisualTokens
 
-MOST_METHODS = 4
-LONGEST_QUESTION = 500
 # Longer side in pixels of an image on the page: more would only cost transfer time.
 MOST_SHOWN = 1024
-# Held-out scenes with something to count, to read and to name.
-SCENES = (4, 12, 3, 16, 1, 8)
-SCENE_COUNT = 10_000
 # The graph that a click draws is always built with G-Prune's defaults.
 THRESHOLD, TEMPERATURE = 0.5, 0.03
 # Neighbours of a token that are drawn.
 MOST_NEIGHBOURS = 24
 # Timed prefills of each method.
 REPEATS = 3
-
-
-@dataclass(frozen=True)
-class ComparisonSettings:
-    """The inputs of a comparison that a link restores; uploaded images are not among them.
-
-    Attributes:
-        question: at most `LONGEST_QUESTION` characters.
-        methods: one to `MOST_METHODS` names of `gprune.methods()`.
-        keep: share of the visual tokens, in (0, 1].
-        scene: index of a held-out scene of the tiny model's, or None for an uploaded image.
-
-    Raises:
-        ValueError: a value is out of range.
-    """
-
-    question: str = "what number is written in the image?"
-    methods: tuple[str, ...] = ("gprune", RECOMMENDED, "random")
-    keep: float = 0.25
-    scene: int | None = SCENES[0]
-
-    def __post_init__(self) -> None:
-        if not self.question.strip():
-            raise ValueError("question is empty; ask something about the picture")
-        if len(self.question) > LONGEST_QUESTION:
-            raise ValueError(
-                f"question has {len(self.question)} characters; the limit is {LONGEST_QUESTION}"
-            )
-        if not 1 <= len(self.methods) <= MOST_METHODS:
-            raise ValueError(
-                f"methods={list(self.methods)} are {len(self.methods)}; choose 1 to {MOST_METHODS}"
-            )
-        for method in self.methods:
-            make(method, self.keep)
-        if self.scene is not None and not 0 <= self.scene < SCENE_COUNT:
-            raise ValueError(f"scene={self.scene} must lie in [0, {SCENE_COUNT})")
-
-    @classmethod
-    def from_query(cls, query: Mapping[str, str]) -> ComparisonSettings:
-        """Reads settings from the query of a link; absent ones get their defaults.
-
-        Raises:
-            ValueError: a value is out of range or not a number.
-        """
-        values: dict[str, Any] = {}
-        if "question" in query:
-            values["question"] = query["question"]
-        if "methods" in query:
-            values["methods"] = tuple(query["methods"].split(","))
-        try:
-            if "keep" in query:
-                values["keep"] = float(query["keep"])
-            if "scene" in query:
-                values["scene"] = int(query["scene"]) if query["scene"] else None
-        except ValueError as error:
-            raise ValueError(f"the link cannot be read: {error}") from None
-        return cls(**values)
-
-    def to_query(self) -> str:
-        """Returns the query of a link that restores these settings."""
-        scene = "" if self.scene is None else self.scene
-        return urlencode(
-            {
-                "question": self.question,
-                "methods": ",".join(self.methods),
-                "keep": f"{self.keep:g}",
-                "scene": scene,
-            }
-        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,6 +54,17 @@ class MethodResult:
     saving: Saving | None = None
     times: PrefillTimes | None = None
 
+    def to_dict(self) -> dict[str, Any]:
+        """Returns everything but the pictures, for JSON."""
+        return {
+            "method": self.method,
+            "refusal": self.refusal,
+            "answer": None if self.refusal else self.answer,
+            "kept": list(self.kept),
+            "saving": None if self.saving is None else asdict(self.saving),
+            "prefill": None if self.times is None else asdict(self.times),
+        }
+
 
 @dataclass(frozen=True, eq=False)
 class Comparison:
@@ -139,6 +77,7 @@ class Comparison:
         view: the part of the image that the first group's tokens show.
         tokens: the first group.
         results: one for each method so far.
+        model: the model's name.
     """
 
     settings: ComparisonSettings
@@ -147,6 +86,20 @@ class Comparison:
     view: Image.Image
     tokens: VisualTokens
     results: list[MethodResult] = field(default_factory=list)
+    model: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns everything but the pictures, for JSON; None stands for what is unknown."""
+        return {
+            "gprune": __version__,
+            "model": self.model,
+            **{name: getattr(self.settings, name) for name in ("question", "keep", "scene")},
+            "right_answer": self.expected,
+            "answer": self.answer_full,
+            "tokens": len(self.tokens),
+            "grid": self.tokens.grid,
+            "methods": [one.to_dict() for one in self.results],
+        }
 
     def token_at(self, x: float, y: float) -> int:
         """Returns the index of the token under a point of the enlarged image, in pixels.
@@ -223,7 +176,11 @@ class SharedModel:
         self._lock = threading.Lock()
 
     def compare(
-        self, settings: ComparisonSettings, image: Image.Image | None, timed: bool = True
+        self,
+        settings: ComparisonSettings,
+        image: Image.Image | None,
+        timed: bool = True,
+        watch: Watch | None = None,
     ) -> Iterator[Comparison]:
         """Answers without pruning and with every method; yields after each method.
 
@@ -231,28 +188,41 @@ class SharedModel:
             settings: the question, the methods and the budget.
             image: an uploaded one; None takes the scene of ``settings``.
             timed: whether to time the prefill too, which runs it eight more times for each method.
+            watch: is told how far the model is, before each of its layers. What it raises ends the
+                comparison, such as `Cancelled`.
 
         Raises:
             ValueError: there is no image, or the tiny model does not know a word of the question.
         """
         expected = None
-        if image is None:
-            if settings.scene is None:
-                raise ValueError("there is no picture; upload one or take an example")
-            image = scene_picture(settings.scene)
-            expected = scene_answers(settings.scene).get(settings.question)
+        if image is not None:
+            settings = replace(settings, scene=None)
+        else:
+            image, answers = scene_of(settings)
+            expected = answers.get(settings.question)
+        self.check_question(settings.question)
+        total = len(settings.methods) + 1
+        comparison: Comparison | None = None
+        for answered, method in enumerate(settings.methods, 1):
+            with self._lock:
+                if comparison is None:
+                    with watched(self.model, Progress(None, 0, total), watch):
+                        comparison = self._unpruned(settings, image, expected)
+                progress = Progress(method, answered, total)
+                result = self._result(comparison, image, timed, progress, watch)
+            comparison = replace(comparison, results=[*comparison.results, result])
+            yield comparison
+
+    def check_question(self, question: str) -> None:
+        """Checks that the model knows every word of a question; only the tiny one may not.
+
+        Raises:
+            ValueError: a word is unknown.
+        """
         if self.tiny:
             from gprune.tinyvlm.vocabulary import require_known
 
-            require_known(self.processor.tokenizer, settings.question)
-        comparison: Comparison | None = None
-        for method in settings.methods:
-            with self._lock:
-                if comparison is None:
-                    comparison = self._unpruned(settings, image, expected)
-                result = self._result(method, comparison, image, timed)
-            comparison = replace(comparison, results=[*comparison.results, result])
-            yield comparison
+            require_known(self.processor.tokenizer, question)
 
     def _answer(self, pruner: Pruner, image: Image.Image, question: str) -> Outcome:
         return answer(
@@ -274,19 +244,25 @@ class SharedModel:
         view = model_view(self.processor, outcome, image).copy()
         view.thumbnail((MOST_SHOWN, MOST_SHOWN))
         tokens = first_group(self.model, outcome)
-        return Comparison(settings, outcome.answer_pruned, expected, view, tokens)
+        return Comparison(settings, outcome.answer_pruned, expected, view, tokens, model=self.name)
 
     def _result(
-        self, method: str, comparison: Comparison, image: Image.Image, timed: bool
+        self,
+        comparison: Comparison,
+        image: Image.Image,
+        timed: bool,
+        progress: Progress,
+        watch: Watch | None,
     ) -> MethodResult:
-        """Answers with one method, or tells why it cannot be used with this model."""
-        settings = comparison.settings
+        """Answers with the method of ``progress``, or tells why it cannot be used here."""
+        settings, method = comparison.settings, str(progress.method)
         pruner = make(method, settings.keep)
         try:
-            outcome = self._answer(pruner, image, settings.question)
+            with watched(self.model, progress, watch):
+                outcome = self._answer(pruner, image, settings.question)
         except (ValueError, UnsupportedModelError) as error:
             # For example a method that needs attention weights which this model does not give.
-            return MethodResult(method, refusal=" ".join(str(error).split()))
+            return MethodResult(method, refusal=plain_message(error))
         kept = tuple(outcome.pruned.kept[0][0].indices.tolist())
         overlay = scores = None
         grid = comparison.tokens.grid
@@ -296,22 +272,20 @@ class SharedModel:
                 scores = viz.score_map(comparison.view, pruner.score(comparison.tokens), grid)
         times = None
         if timed:
-            times = prefill_times(self.model, outcome.inputs, pruner, repeats=REPEATS)
+            with watched(self.model, replace(progress, timing=True), watch):
+                times = prefill_times(self.model, outcome.inputs, pruner, repeats=REPEATS)
         return MethodResult(
             *(method, None, outcome.answer_pruned, kept),
             *(overlay, scores, outcome.saving, times),
         )
 
 
-def scene_picture(index: int) -> Image.Image:
-    """Draws a held-out scene for the tiny model."""
-    from gprune.tinyvlm import make_scene
+def scene_of(settings: ComparisonSettings) -> tuple[Image.Image, dict[str, str]]:
+    """Returns the picture of a scene, and the questions about it with their right answers.
 
-    return make_scene("test", 0, index).draw()
-
-
-def scene_answers(index: int) -> dict[str, str]:
-    """Returns the questions about a held-out scene with their right answers."""
-    from gprune.tinyvlm import make_scene
-
-    return {item.question: item.answer for item in make_scene("test", 0, index).ask()}
+    Raises:
+        ValueError: the settings name no scene.
+    """
+    if settings.scene is None:
+        raise ValueError("there is no picture; upload one or take an example")
+    return scene_picture(settings.scene), scene_answers(settings.scene)

@@ -39,9 +39,10 @@ def web_page(
     """
     with exit_on_bad_use():
         require_module("gradio", "app")
-        from gprune.app import launch, temporary_files
+        from gprune.app import launch, require_address, temporary_files
         from gprune.ask.comparison import SharedModel
 
+        require_address(host, port)
         quiet_transformers()
         with error_console.status("loading the model"):
             tiny = model in TINY
@@ -54,8 +55,9 @@ def web_page(
                 style="yellow",
             )
         with temporary_files():
-            print_line(f"the page is at http://{host}:{port} until Ctrl+C")
-            launch(shared, host, port, max_megabytes, max_megapixels)
+            page = launch(shared, host, port, max_megabytes, max_megapixels, block=False)
+            print_line(f"the page is at {page.local_url} until Ctrl+C")
+            page.block_thread()
 
 
 def require_module(name: str, extra: str) -> None:
