@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
 
-from gprune import CoverBudget, GPrune, VisualTokens, make, methods
+from gprune import DART, CoverBudget, GPrune, VisualTokens, VLMPruner, make, methods
 from gprune.device import pending_checks
 from gprune.graph import MAX_DENSE_TOKENS
 from gprune.hf import choice, rewrite
@@ -17,8 +17,8 @@ from gprune.pruners.base import Pruner
 GROUPS = [name for name in methods() if make(name, keep=0.3).scope == "group"]
 # Methods that take another path where a matrix of all pairs would be too large.
 TILED = [
-    *("gprune", "graph_cover", "weighted_cover", "weighted_gprune", "divprune", "todre", "dart"),
-    *("tome", "cdpruner", "d2pruner", "vlm_pruner", "visionzip", "prumerge", "holov"),
+    *("gprune", "graph_cover", "weighted_cover", "weighted_gprune", "divprune", "todre"),
+    *("tome", "cdpruner", "d2pruner", "visionzip", "prumerge", "holov"),
 ]
 # These need a value on the host and synchronise: the text's length once per row, the parts of the
 # prompt inside the language model, and the values that decide how a video's budget is divided.
@@ -72,6 +72,16 @@ def test_reading_a_value_raises(device):
 @pytest.mark.parametrize("name", GROUPS)
 def test_selection(device, name, dtype):
     assert_kept(make(name, keep=0.25), device, group(device, 576, dtype), 144)
+
+
+@pytest.mark.parametrize("n", [576, MAX_DENSE_TOKENS + 64])
+def test_dart_before_the_language_model(device, n):
+    assert_kept(DART(40, layer=0), device, group(device, n), 40)
+
+
+def test_passes_of_vlm_pruner_read_values(device):
+    with device.mode, pytest.raises(SYNCHRONISES):
+        VLMPruner(0.25, layer=0).select(group(device, 576))
 
 
 def test_selection_of_protected_tokens_reads_their_count(device):

@@ -136,7 +136,12 @@ def test_methods_describe_themselves():
         def score(self, tokens: VisualTokens) -> Tensor:
             return tokens.features[:, 0]
 
-    assert not Weighted.needs_features_only()
-    assert gprune.GPrune.needs_features_only()
-    assert not gprune.VisionZip.needs_features_only()
-    assert not gprune.EVS.needs_features_only()
+    assert not Weighted(0.5).needs_features_only()
+    assert gprune.GPrune(0.5).needs_features_only()
+    assert not gprune.VisionZip(0.5).needs_features_only()
+    assert not gprune.EVS(0.5).needs_features_only()
+    assert not gprune.DART(0.5).needs_features_only()
+    assert gprune.DART(0.5, layer=0).needs_features_only()
+    assert not gprune.DART(0.5, layer=0, overspend=True).needs_features_only()
+    assert gprune.VLMPruner(0.5, layer=0).needs_features_only()
+    assert not gprune.VLMPruner(0.5, layer=0, fill=False).needs_features_only()
