@@ -93,25 +93,9 @@ def no_trace(
     """
     untouched = model(**inputs).logits
     before = snapshot(model) if before is None else before
-    with pruner(model):
-        model(**inputs)
-    left = {"a block": changes(before, snapshot(model))}
-    try:
-        with pruner(model):
-            model(**inputs)
-            raise Interrupted
-    except Interrupted:
-        left["an exception in a block"] = changes(before, snapshot(model))
-    handle = model.get_decoder().register_forward_pre_hook(interrupt)
-    try:
-        with pruner(model):
-            model(**inputs)
-    except Interrupted:
-        pass
-    finally:
-        handle.remove()
-    left["a failed call"] = changes(before, snapshot(model))
-    for where, names in left.items():
+    for where in ("a block", "an exception in a block", "a failed call"):
+        leave_block(model, pruner, inputs, where)
+        names = changes(before, snapshot(model))
         if names:
             listed = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
             return Result(NAME, Verdict.FAILED, f"after {where} there remain or differ: {listed}")
@@ -121,3 +105,20 @@ def no_trace(
         "hooks, attributes, classes and configs are as before, also after an exception",
         "the model gives other logits after the block",
     )
+
+
+def leave_block(model: Any, pruner: Pruner, inputs: Inputs, way: str) -> None:
+    """Prunes a model for one call, and leaves the block in one of the ways of `no_trace`."""
+    handle = None
+    if way == "a failed call":
+        handle = model.get_decoder().register_forward_pre_hook(interrupt)
+    try:
+        with pruner(model):
+            model(**inputs)
+            if way != "a block":
+                raise Interrupted
+    except Interrupted:
+        pass
+    finally:
+        if handle is not None:
+            handle.remove()

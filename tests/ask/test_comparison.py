@@ -147,6 +147,9 @@ def test_a_listener_can_stop_the_model_anywhere(tiny, calls):
     """Also within a pass; nothing is left behind, and the next comparison is right."""
     shared = SharedModel(*tiny, "tiny")
     settings = ComparisonSettings(NUMBER, ("gprune", "random"), 0.25, 4)
+    # transformers adds hooks of its own in the first call, which collect hidden states.
+    *_, right = shared.compare(settings, None, False)
+    hooks = [len(module._forward_hooks) for module in tiny[0].modules()]
     seen = 0
 
     def stop(progress: Progress) -> None:
@@ -159,11 +162,9 @@ def test_a_listener_can_stop_the_model_anywhere(tiny, calls):
         list(shared.compare(settings, None, True, stop))
     assert seen == calls
     assert not any(module._forward_pre_hooks for module in tiny[0].modules())
-    assert not any(module._forward_hooks for module in tiny[0].modules())
+    assert [len(module._forward_hooks) for module in tiny[0].modules()] == hooks
     *_, last = shared.compare(settings, None, False)
-    outcome = answer(*tiny, gprune.GPrune(0.25), [scene_picture(4)], NUMBER)
-    assert last.answer_full == outcome.answer_full
-    assert last.results[0].answer == outcome.answer_pruned
+    assert last.to_dict() == right.to_dict()
 
 
 def test_a_refused_method_does_not_end_the_others(tiny, monkeypatch):
