@@ -206,6 +206,9 @@ def test_bad_uploads_are_refused_at_once_and_the_page_still_works(visit, tmp_pat
     page = visit()
     wait_for_answers(page, 4)
     for name, sentence in make_bad_files(tmp_path).items():
+        upload(page, tmp_path / "whole.png")
+        expect(page.locator("#picture-message")).to_contain_text("drawn scenes only")
+        expect(page.locator("#picture img")).to_be_visible()
         upload(page, tmp_path / name)  # without a click on Ask
         message = page.locator("#picture-message")
         expect(message).to_contain_text(sentence)

@@ -12,7 +12,8 @@ from gprune.errors import UnsupportedModelError
 from gprune.layouts import families
 from gprune.proof import CLAIMS, FamilyProof, Result, Verdict, claim_names, prove, prove_family
 from gprune.proof.equality import Prompt, beams_are_right, masked_reference
-from gprune.proof.prove import checked, specimen_case, trusted
+from gprune.proof.families import specimen_case
+from gprune.proof.prove import checked, trusted
 from gprune.proof.results import Inapplicable, within
 from gprune.proof.running import Noise, difference, greedy
 from gprune.proof.sizes import judge_times

@@ -8,9 +8,9 @@ import torch
 from gprune import GPrune
 from gprune.proof.batches import finish_batch, make_batch
 from gprune.proof.cases import collate, encoder_inputs, make_case, per_position
+from gprune.proof.families import specimen_case
 from gprune.proof.images import IMAGE, PAD
 from gprune.proof.models import EXPERIMENTAL, SPECIMENS
-from gprune.proof.prove import specimen_case
 from gprune.proof.reference import Kept, full_length, pruned_greedy
 from gprune.proof.running import difference
 from gprune.proof.shortened import shortened_greedy, why_masking_differs
