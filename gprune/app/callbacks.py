@@ -142,8 +142,8 @@ class Callbacks:
         A file that cannot be used is removed again, and a message says why.
         """
         self.stopped.stop(ticket, keep_answers=False)
-        # The path itself, not an update: Gradio would build the component anew for this visitor, and
-        # decode the next upload itself, without the limits of `open_image`.
+        # The path itself, not an update: Gradio would build the component anew for this visitor,
+        # and decode the next upload itself, without the limits of `open_image`.
         value = path
         note = messages.note_html(messages.DRAWN_SCENES_ONLY) if self.shared.tiny else ""
         try:
