@@ -3,6 +3,6 @@
 Needs Gradio, which ``pip install 'gprune[app]'`` installs; only the command imports this package.
 """
 
-from gprune.app.server import launch, require_address, temporary_files
+from gprune.app.server import launch, temporary_files
 
-__all__ = ["launch", "require_address", "temporary_files"]
+__all__ = ["launch", "temporary_files"]

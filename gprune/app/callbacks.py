@@ -117,11 +117,14 @@ class Callbacks:
 
         A bad field gets its default, and the message names it.
         """
-        settings, problems = ComparisonSettings.from_query(dict(request.query_params))
+        query = dict(request.query_params)
+        settings, problems = ComparisonSettings.from_query(query)
         if settings.scene is None:
             controls = [None, None, self.question_value(settings.question, OPEN_QUESTIONS)]
         else:
-            controls = self.scene_values(settings.scene, settings.question)
+            # Without a question in the link, one about this scene.
+            question = settings.question if "question" in query else None
+            controls = self.scene_values(settings.scene, question)
         message = messages.link_html(problems)
         return [*controls, list(settings.methods), settings.keep, message]
 
@@ -191,8 +194,7 @@ def idle(status: str = "") -> list[Any]:
 
 def start() -> list[Any]:
     """Returns a new ticket, and the values of `busy` until the model is free for this visitor."""
-    waiting = '<div class="running"><p>waiting for the model</p><progress></progress></div>'
-    return [secrets.token_hex(), *busy(waiting)]
+    return [secrets.token_hex(), *busy(messages.running_html("waiting for the model", 0))]
 
 
 def cancelled() -> list[Any]:
@@ -209,7 +211,7 @@ def cleared() -> list[Any]:
     """Returns values that remove all answers, in the order of `page.answer_outputs`."""
     shut = [gr.DownloadButton(interactive=False), gr.DownloadButton(interactive=False)]
     row = [gr.Column(visible=False), gr.Row(visible=False)]
-    return [None, None, "", "", *row, *shut, gr.Radio(visible=False), None, *hidden_columns(0)]
+    return [None, None, "", "", "", *row, *shut, gr.Radio(visible=False), None, *hidden_columns(0)]
 
 
 def answer_values(comparison: Comparison) -> list[Any]:
@@ -219,6 +221,7 @@ def answer_values(comparison: Comparison) -> list[Any]:
         None,  # the graph of a new answer starts from its own token with most edges
         results_table(comparison),
         comparison.settings.to_query(),
+        gr.skip(),  # the link, which the browser writes after the last answer
         gr.Column(visible=True),
         gr.Row(visible=False),
         gr.DownloadButton(interactive=False),

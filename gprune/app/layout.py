@@ -115,7 +115,7 @@ def inputs(shared: SharedModel) -> Inputs:
             picture = picture_input()
             picture_message = gr.HTML(elem_id="picture-message", padding=False)
         with gr.Column(scale=3, min_width=280):
-            examples = example_gallery()
+            examples = example_gallery(shared.tiny)
             question = question_input(shared.tiny)
             chosen = method_dropdown()
             with gr.Row(equal_height=True):
@@ -154,11 +154,11 @@ def picture_input() -> gr.Image:
     return picture
 
 
-def example_gallery() -> gr.Gallery:
-    """Lays out the example scenes."""
+def example_gallery(tiny: bool) -> gr.Gallery:
+    """Lays out the example scenes, on which the tiny model was not trained."""
     return gr.Gallery(
         [scene_picture(index) for index in SCENES],
-        label="Examples, unseen in training",
+        label="Examples, unseen in training" if tiny else "Examples",
         columns=len(SCENES),
         format="png",
         allow_preview=False,

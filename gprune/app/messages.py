@@ -76,7 +76,14 @@ def progress_html(progress: Progress, seconds: float) -> str:
     tokens = f"{progress.tokens} token{'' if progress.tokens == 1 else 's'}"
     task = "timing the prefill" if progress.timing else tokens
     text = f"{name}: answer {progress.answered + 1} of {progress.total}, {task}, {seconds:.0f} s"
+    return running_html(text, progress.answered / progress.total)
+
+
+def running_html(text: str, done: float) -> str:
+    """Returns a line of text above a bar that shows the share ``done``."""
+    percent = f"{100 * done:.0f}"
     return (
-        f'<div class="running"><p>{escape(text)}</p><progress max="{progress.total}" '
-        f'value="{progress.answered}" aria-label="answers"></progress></div>'
+        f'<div class="running"><p>{escape(text)}</p><div class="bar" role="progressbar" '
+        f'aria-label="answers" aria-valuenow="{percent}"><span style="width:{percent}%"></span>'
+        "</div></div>"
     )

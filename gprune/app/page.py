@@ -24,11 +24,10 @@ LIFETIME = 3600
 CLEANING = 600
 LONGEST_QUEUE = 32
 
-# Writes the settings into the address bar and returns the whole link.
+# Writes the settings into the address bar and returns the whole link; nothing after an error.
 SHOW_LINK = """(query) => {
-  if (!query) return query;
-  const settings = query.includes("?") ? query.split("?")[1] : query;
-  const link = `${location.origin}${location.pathname}?${settings}`;
+  if (!query) return "";
+  const link = `${location.origin}${location.pathname}?${query}`;
   history.replaceState(null, "", link);
   return link;
 }"""
@@ -41,6 +40,7 @@ class PageParts:
     Attributes:
         ticket: names the visitor's last run of the model. The browser sends it with each run, so
             unlike a state it is the run's own, even if another one was started since.
+        query: that of the link.
         comparison: the last comparison.
         token: the clicked token.
         scene: the chosen scene, None for an uploaded picture.
@@ -50,6 +50,7 @@ class PageParts:
     """
 
     ticket: gr.Textbox
+    query: gr.Textbox
     comparison: gr.State
     token: gr.State
     scene: gr.State
@@ -66,7 +67,7 @@ class PageParts:
     def answer_outputs(self) -> list[Any]:
         """The components that `callbacks.answer_values` and `callbacks.cleared` fill."""
         shown = self.answers
-        state = [self.comparison, self.token, shown.table, self.inputs.link]
+        state = [self.comparison, self.token, shown.table, self.query, self.inputs.link]
         files = [shown.picture_file, shown.json_file]
         rows = [shown.section, self.graph.row]
         return [*state, *rows, *files, shown.shown, shown.view, *shown.columns]
@@ -93,6 +94,7 @@ def build(shared: SharedModel, most_pixels: int) -> gr.Blocks:
         layout.header(shared)
         parts = PageParts(
             ticket=gr.Textbox(visible=False),
+            query=gr.Textbox(visible=False),
             comparison=gr.State(None, time_to_live=LIFETIME),
             token=gr.State(None),
             scene=gr.State(None),
@@ -118,7 +120,7 @@ def connect_answers(page: gr.Blocks, parts: PageParts, calls: Callbacks) -> None
         (
             trigger(callbacks.start, None, runs, queue=False, **QUIET)
             .then(calls.ask, [parts.ticket, *asked], outputs, **QUIET, **ONE_AT_A_TIME)
-            .success(None, given.link, given.link, js=SHOW_LINK)
+            .success(None, parts.query, given.link, js=SHOW_LINK)
             .then(*finishing(parts), **QUIET, **DRAWING)
         )
 

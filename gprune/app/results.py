@@ -9,7 +9,7 @@ from gprune.ask.comparison import Comparison, MethodResult
 HEADS = ("", "answer", "visual tokens", "multiply-adds", "KV cache", "prefill")
 # How the title of a method's pictures goes on when they show scores; the second for methods that
 # choose a set.
-SCORED, UNSCORED = "scores", "keeps, no scores"
+SCORED, UNSCORED = "scores", "(no scores)"
 
 
 def results_table(comparison: Comparison) -> str:

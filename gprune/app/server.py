@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -38,26 +37,6 @@ def temporary_files() -> Iterator[None]:
                 os.environ[FOLDER_VARIABLE] = before
 
 
-def require_address(host: str, port: int) -> None:
-    """Checks that the page can listen at an address, before a model is loaded for it.
-
-    Raises:
-        ValueError: another program listens there, or the address is not this machine's.
-    """
-    try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-        family, kind, protocol, _, address = found[0]
-        with socket.socket(family, kind, protocol) as trial:
-            # As the server does: a port that was closed a moment ago is free.
-            trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            trial.bind(address)
-    except OSError:
-        raise ValueError(
-            f"host={host} and port={port} cannot be used: another program listens there, or the "
-            "address is not this machine's; take another port or host"
-        ) from None
-
-
 # Over 40 lines: Gradio's options, one a line.
 def launch(
     shared: SharedModel,
@@ -81,9 +60,8 @@ def launch(
         Gradio's blocks; their ``local_url`` is the address.
 
     Raises:
-        ValueError: see `require_address`.
+        OSError: the port is taken.
     """
-    require_address(host, port)
     page = build(shared, most_megapixels * 10**6)
     page.launch(
         server_name=host,

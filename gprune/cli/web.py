@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from importlib import util
 from typing import Annotated
 
@@ -39,7 +40,7 @@ def web_page(
     """
     with exit_on_bad_use():
         require_module("gradio", "app")
-        from gprune.app import launch, require_address, temporary_files
+        from gprune.app import launch, temporary_files
         from gprune.ask.comparison import SharedModel
 
         require_address(host, port)
@@ -55,9 +56,8 @@ def web_page(
                 style="yellow",
             )
         with temporary_files():
-            page = launch(shared, host, port, max_megabytes, max_megapixels, block=False)
-            print_line(f"the page is at {page.local_url} until Ctrl+C")
-            page.block_thread()
+            print_line(f"the page is at http://{host}:{port} until Ctrl+C")
+            launch(shared, host, port, max_megabytes, max_megapixels)
 
 
 def require_module(name: str, extra: str) -> None:
@@ -68,3 +68,23 @@ def require_module(name: str, extra: str) -> None:
     """
     if util.find_spec(name) is None:
         raise ImportError(f"{name} is not installed; run: pip install 'gprune[{extra}]'")
+
+
+def require_address(host: str, port: int) -> None:
+    """Checks that the page can listen at an address, before a model is loaded for it.
+
+    Raises:
+        ValueError: another program listens there, or the address is not this machine's.
+    """
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        family, kind, protocol, _, address = found[0]
+        with socket.socket(family, kind, protocol) as trial:
+            # As the server does: a port that was closed a moment ago is free.
+            trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            trial.bind(address)
+    except (OSError, UnicodeError):  # the latter for names that are none
+        raise ValueError(
+            f"host={host} and port={port} cannot be used: another program listens there, or the "
+            "address is not this machine's; take another port or host"
+        ) from None

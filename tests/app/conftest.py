@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -16,15 +15,13 @@ import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from gprune.tinyvlm import load
-from tests.app.pages import TIMEOUT
+from tests.app.pages import TIMEOUT, free_port
 
 
 @pytest.fixture(scope="session")
 def address():
     """The address of a page that the command serves."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     command = [sys.executable, "-m", "gprune", "app", "--port", str(port)]
     limits = ["--max-megabytes", "1", "--max-megapixels", "2"]
     server = subprocess.Popen([*command, *limits])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,11 +24,18 @@ NUMBER = "what number is written in the image?"
 METHODS = ("gprune", "graph_cover", "weighted_cover", "random")
 
 
+def free_port() -> int:
+    """A port that is free now; Gradio's own choice is that of the command, which others test."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
 @contextmanager
 def served(shared: SharedModel) -> Iterator[str]:
     """Serves the page from a thread of this process; gives its address."""
     with temporary_files():
-        page = launch(shared, "127.0.0.1", 0, 10, 40, block=False)
+        page = launch(shared, "127.0.0.1", free_port(), 10, 40, block=False)
         try:
             yield page.local_url
         finally:

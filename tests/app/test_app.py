@@ -73,7 +73,7 @@ def test_a_switch_shows_scores_in_the_place_of_kept_tokens(visit):
     expect(title.nth(1)).to_have_text("gprune scores", use_inner_text=True)
     # graph_cover chooses a set: its kept tokens stay, and its title says why.
     expect(page.locator("#overlay-1")).to_be_visible()
-    expect(title.nth(2)).to_have_text("graph_cover keeps, no scores", use_inner_text=True)
+    expect(title.nth(2)).to_have_text("graph_cover (no scores)", use_inner_text=True)
     click_token(page, "scores-0", 45)
     expect(page.locator("#words")).to_contain_text("Token 45 ")
     screenshot(page, "scores")
@@ -255,6 +255,15 @@ def test_bad_fields_of_a_link_are_named_and_the_others_kept(visit):
     assert list(rows(page)) == ["all tokens", "gprune", "tome"]
     expect(page.locator("#question input")).to_have_value("what color is the circle?")
     assert scene_answers(3)["what color is the circle?"] in page.inner_text("#table .expected")
+
+
+def test_a_link_without_a_question_asks_about_its_scene(visit):
+    page = visit("?scene=3&methods=random")
+    wait_for_answers(page, 1)
+    question, right = next(iter(scene_answers(3).items()))
+    assert question != NUMBER
+    expect(page.locator("#table .asked")).to_have_text(question)
+    expect(page.locator("#table .expected")).to_contain_text(right)
 
 
 def test_a_link_to_an_uploaded_picture_asks_for_it(visit):

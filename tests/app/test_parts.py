@@ -14,7 +14,7 @@ import torch
 from PIL import Image, ImageFont
 
 from gprune import UnsupportedModelError, VisualTokens
-from gprune.app import messages, require_address
+from gprune.app import messages
 from gprune.app.downloads import (
     LONGEST_TEXT,
     SPACE,
@@ -29,6 +29,7 @@ from gprune.app.running import StoppedRuns
 from gprune.ask.comparison import Comparison, MethodResult
 from gprune.ask.links import ComparisonSettings
 from gprune.ask.progress import Progress
+from gprune.cli.web import require_address
 
 
 @pytest.mark.parametrize(
@@ -70,7 +71,7 @@ def test_messages_are_escaped():
 def test_progress_in_words():
     text = messages.progress_html(Progress("gprune", 2, 5, tokens=1), 7.4)
     assert "gprune: answer 3 of 5, 1 token, 7 s" in text
-    assert 'max="5" value="2"' in text
+    assert 'aria-valuenow="40"' in text
     assert "all tokens: answer 1 of 5, 12 tokens" in messages.progress_html(
         Progress(None, 0, 5, tokens=12), 0
     )
@@ -144,6 +145,10 @@ def test_a_taken_port_is_said_before_the_model_is_loaded():
     assert f"port={port} cannot be used" in done.stderr
     assert done.stderr.count("\n") == 1
     require_address("127.0.0.1", port)  # free again
-    for host in ("192.0.2.1", "no host"):  # an address for documentation: no machine has it
+    for host in (
+        "192.0.2.1",
+        "no host",
+        "x" * 70,
+    ):  # an address for documentation: no machine has it
         with pytest.raises(ValueError, match="is not this machine's"):
             require_address(host, 0)

@@ -105,7 +105,7 @@ def test_a_wrong_setting_is_bad_use(monkeypatch):
     assert "GPRUNE_UNTESTED_TORCH='yes' must be one of prove, refuse, allow" in answer.stderr
 
 
-def test_verdicts_are_listed(folder, monkeypatch):
+def test_verdicts_are_listed(folder, wide_console):
     assert as_json("doctor")["verdicts"] == []
     assert f"verdicts of untested versions: 0, in {folder}" in call("doctor").stdout
     store(PASSED)
@@ -129,7 +129,6 @@ def test_verdicts_are_listed(folder, monkeypatch):
         (False, ["masks: [0.3]"]),
     ]
     assert found["verdicts"][0]["when"] == PASSED.when
-    monkeypatch.setenv("COLUMNS", "200")
     shown = call("doctor").stdout
     assert "failed: masks: [0.3]" in shown
     assert PASSED.when[:10] in shown

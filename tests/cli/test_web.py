@@ -24,6 +24,7 @@ def test_app_shows_the_shipped_model(monkeypatch, options):
     )
     monkeypatch.setitem(sys.modules, "gprune.app", page)
     monkeypatch.setattr("gprune.cli.web.require_module", lambda name, extra: None)
+    monkeypatch.setattr("gprune.cli.web.require_address", lambda host, port: None)
     assert call("app", *options).exit_code == 0
     (shared,) = launched
     assert shared.tiny
@@ -40,6 +41,7 @@ def test_app_shows_another_model(monkeypatch, tmp_path):
     )
     monkeypatch.setitem(sys.modules, "gprune.app", page)
     monkeypatch.setattr("gprune.cli.web.require_module", lambda name, extra: None)
+    monkeypatch.setattr("gprune.cli.web.require_address", lambda host, port: None)
     assert call("app", "--model", folder, "--max-new-tokens", 3).exit_code == 0
     (shared,) = launched
     assert (shared.tiny, shared.name, shared.max_new_tokens) == (False, str(folder), 3)

@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 
 import gprune
 from gprune import kept_count
-from gprune.ask.comparison import ComparisonSettings
+from gprune.ask.links import ComparisonSettings
 from gprune.ask.prompts import open_image
 from gprune.budget import parse_keep
 from gprune.cli import app
@@ -227,18 +227,17 @@ QUERIES = st.dictionaries(
 
 
 def check_link(query: dict[str, str]) -> None:
-    """Checks that a link is refused, or gives settings that produce the same link again."""
-    settings = message = None
-    try:
-        settings = ComparisonSettings.from_query(query)
-    except ValueError as error:
-        message = str(error)
-    if settings is None:
-        assert len(message) > 20
-        return
+    """Checks that bad fields are named and get defaults, and that the link comes out again."""
+    settings, problems = ComparisonSettings.from_query(query)
     assert 0 < settings.keep <= 1
+    for problem in problems:
+        name = problem.split(":")[0]
+        assert len(problem) > 20
+        assert getattr(settings, name) == getattr(ComparisonSettings(), name)
     pairs = parse_qsl(settings.to_query(), keep_blank_values=True)
-    assert ComparisonSettings.from_query(dict(pairs)).to_query() == settings.to_query()
+    again, none = ComparisonSettings.from_query(dict(pairs))
+    assert none == []
+    assert again.to_query() == settings.to_query()
 
 
 WORDS = st.sampled_from(
